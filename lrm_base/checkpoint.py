@@ -1,0 +1,57 @@
+"""Atomic training checkpoints and exact resume on top of `accelerate`'s own `save_state`.
+
+Unusual: a checkpoint folder appears under its final name only when it is complete (written beside, then renamed), so a
+process killed at any moment leaves the previous one intact. The newest two are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+KEEP = 2
+
+
+def save_checkpoint(accelerator: Accelerator, folder: str | Path, step: int, progress: dict[str, Any]) -> Path:
+    """Write `folder/step-XXXXXXXX`: everything that accelerate prepared or registered, and `progress` as JSON.
+
+    Every process calls this. `progress` is what the loop needs to know where it was (epoch, batch, …).
+    """
+    folder = Path(folder)
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{step:08d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / "progress.json").write_text(json.dumps({"step": step, **progress}))
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        for old in _complete(folder)[:-KEEP]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_latest_checkpoint(accelerator: Accelerator, folder: str | Path) -> dict[str, Any] | None:
+    """Restore the newest complete checkpoint into what accelerate prepared; its `progress`, or None if there is none."""
+    accelerator.wait_for_everyone()
+    complete = _complete(Path(folder))
+    if not complete:
+        return None
+    accelerator.load_state(str(complete[-1]))
+    return json.loads((complete[-1] / "progress.json").read_text())
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if (path / "progress.json").is_file())

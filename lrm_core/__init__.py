@@ -1,0 +1,6 @@
+"""Vision: a backbone with long-range multiplicative feedback (Konkle & Alvarez, NeurIPS 2023)."""
+
+from lrm_core.feedback import Connection, Feedback
+from lrm_core.model import LRM, State, Steer, Stem
+
+__all__ = ["LRM", "Connection", "Feedback", "State", "Steer", "Stem"]

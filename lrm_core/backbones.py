@@ -1,0 +1,164 @@
+"""Backbones by name: how to build one, what it expects of an image, where its feedback runs by default.
+
+Unusual: an entry is data. Any torchvision model is reachable by its own name; those listed here also carry default
+connections, taken for AlexNet from the publication's three-connection model (LRM3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lrm_core.feedback import Connection
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Side of the square in pixels, and per-channel mean and standard deviation of pixels in 0–1."""
+
+    size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels in 0–1, (b, 3, h, w), to what the backbone expects."""
+        mean = pixels.new_tensor(self.mean)[:, None, None]
+        std = pixels.new_tensor(self.std)[:, None, None]
+        return (pixels - mean) / std
+
+
+class Block(nn.Module):
+    """Residual block of two 3×3 convolutions (He et al. 2016); `add` is a pre-activation and takes feedback."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(residual + self.shortcut(x))
+
+
+class MiniNet(nn.Module):
+    """A small residual convnet for 64 px images that trains on a CPU: 2.8 M parameters, 0.11 G multiply-adds.
+
+    Resolutions for a 64 px image: conv2 and layer1 16×16, layer2 8×8, layer3 4×4; `pool` (c,), `fc` (num_classes,).
+    """
+
+    def __init__(self, num_classes: int = 200, widths: tuple[int, int, int, int, int] = (32, 64, 96, 192, 384)) -> None:
+        super().__init__()
+        first, second, *deep = widths
+        self.conv1 = nn.Conv2d(3, first, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(first, second, 3, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(second)
+        self.relu2 = nn.ReLU()
+        self.layer1 = Block(second, deep[0], 1)
+        self.layer2 = Block(deep[0], deep[1], 2)
+        self.layer3 = Block(deep[1], deep[2], 2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(deep[2], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.flatten(self.pool(x)))
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """How to build a backbone, and where its feedback runs unless told otherwise."""
+
+    build: Callable[..., nn.Module]
+    connections: tuple[Connection, ...]
+    output: str
+    preprocessing: Preprocessing
+
+
+def _connections(*pairs: tuple[str, str]) -> tuple[Connection, ...]:
+    return tuple(Connection(source, destination) for source, destination in pairs)
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    def build(num_classes: int = 1000, **arguments: Any) -> nn.Module:
+        from torchvision import models
+
+        return models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+
+    return build
+
+
+def _resnet(name: str) -> BackboneEntry:
+    bottleneck = name not in ("resnet18", "resnet34")
+    early, middle, late = (f"layer{n}.0.{'conv2' if bottleneck else 'conv1'}" for n in (2, 3, 4))
+    first = "bn2" if bottleneck else "bn1"
+    early, middle, late = (path.rsplit(".", 1)[0] + f".{first}" for path in (early, middle, late))
+    return BackboneEntry(
+        _torchvision(name),
+        _connections(("fc", late), ("fc", middle), ("layer4", early), ("layer3", "bn1")),
+        "fc",
+        Preprocessing(224),
+    )
+
+
+def _vgg(name: str, last: str, middle: str, early: str, first: str) -> BackboneEntry:
+    connections = _connections(
+        ("classifier.6", last), ("classifier.6", middle), ("classifier.1", early), ("features", first)
+    )
+    return BackboneEntry(_torchvision(name), connections, "classifier.6", Preprocessing(224))
+
+
+BACKBONES: dict[str, BackboneEntry] = {
+    "mini": BackboneEntry(
+        MiniNet,
+        _connections(
+            ("fc", "layer3.add"),
+            ("fc", "layer3.bn1"),
+            ("fc", "layer2.add"),
+            ("pool", "layer2.bn1"),
+            ("layer3", "layer1.add"),
+            ("layer2", "bn2"),
+        ),
+        "fc",
+        Preprocessing(64),
+    ),
+    "alexnet": BackboneEntry(
+        _torchvision("alexnet"),
+        _connections(
+            ("classifier.6", "features.8"),
+            ("classifier.6", "features.10"),
+            ("features.9", "features.0"),
+            ("features.12", "features.3"),
+            ("classifier.2", "features.6"),
+        ),
+        "classifier.6",
+        Preprocessing(224),
+    ),
+    **{name: _resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
+    "vgg11": _vgg("vgg11", "features.18", "features.16", "features.8", "features.3"),
+    "vgg13": _vgg("vgg13", "features.22", "features.20", "features.12", "features.7"),
+    "vgg16": _vgg("vgg16", "features.28", "features.26", "features.17", "features.7"),
+    "vgg19": _vgg("vgg19", "features.34", "features.32", "features.21", "features.7"),
+}
+
+
+def find_backbone(name: str) -> BackboneEntry:
+    """The entry of that name. Raises ValueError with the choices."""
+    if name not in BACKBONES:
+        raise ValueError(f"no backbone {name!r}; choices: {', '.join(BACKBONES)}")
+    return BACKBONES[name]

@@ -1,0 +1,102 @@
+"""One long-range modulatory feedback path (Konkle & Alvarez, NeurIPS 2023, section 2).
+
+norm → tanh → sign-dependent gain → 1×1 projection → resize. The result f scales the destination: x + x · Σ f.
+
+Unusual: the projection is computed at the source's resolution and resized afterwards. The published code resizes first;
+both are linear, but a late layer has far fewer positions than an early one, so this order costs a fraction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Strength = float | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Feedback from a named step (late) to a named step (early)."""
+
+    source: str
+    destination: str
+
+    @property
+    def key(self) -> str:
+        """The name under which the path's parameters are stored."""
+        return f"{self.source}->{self.destination}".replace(".", "_")
+
+
+class Feedback(nn.Module):
+    """The path of one connection.
+
+    Args:
+        source_shape: shape of the source's activation without the batch: (c,) for a vector, (c, h, w) for a map,
+            (t, c) for tokens.
+        destination_shape: likewise.
+
+    The projection has no bias, so that gain 0 is the plain backbone bit for bit, and starts at zero, so that a new
+    model's later passes equal its first until training makes them differ.
+    """
+
+    def __init__(self, source_shape: tuple[int, ...], destination_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.source_dims, self.destination_dims = len(source_shape), len(destination_shape)
+        for dims, shape in ((self.source_dims, source_shape), (self.destination_dims, destination_shape)):
+            if dims not in (1, 2, 3):
+                raise ValueError(f"feedback joins vectors (c,), tokens (t, c) and maps (c, h, w); got shape {shape}")
+        channels = _channels(source_shape)
+        # As published: one mean and variance over all positions and channels of a map.
+        self.norm: nn.Module = nn.GroupNorm(1, channels) if self.source_dims == 3 else nn.LayerNorm(channels)
+        self.gain = nn.Parameter(torch.ones(2))  # for negative and for positive activations
+        self.projection = nn.Linear(channels, _channels(destination_shape), bias=False)
+        nn.init.zeros_(self.projection.weight)
+
+    def forward(
+        self, source: Float[Tensor, "b ..."], destination: Float[Tensor, "b ..."], strength: Strength | None = None
+    ) -> Float[Tensor, "b ..."]:
+        """What multiplies the destination, broadcastable to its shape.
+
+        `strength` replaces the learned gain: one number, or (negative, positive).
+        """
+        activation = torch.tanh(self.norm(source))
+        negative, positive = self.gain.unbind() if strength is None else _pair(strength)
+        activation = negative * activation.clamp(max=0) + positive * activation.clamp(min=0)
+        if self.source_dims == 3:
+            projected = F.conv2d(activation, self.projection.weight[:, :, None, None])  # (b, c, h, w)
+        else:
+            projected = F.linear(activation, self.projection.weight)  # (b, c) or (b, t, c)
+        return self._fit(projected, destination)
+
+    def _fit(self, projected: Tensor, destination: Tensor) -> Tensor:
+        """Bring a projection to the layout and the resolution of the destination."""
+        if self.source_dims == 1:
+            return projected.reshape(*projected.shape[:1], *_vector_shape(self.destination_dims, projected.shape[1]))
+        if self.source_dims == 2:
+            if projected.shape == destination.shape:
+                return projected
+            projected = projected.mean(1)
+            return projected.reshape(*projected.shape[:1], *_vector_shape(self.destination_dims, projected.shape[1]))
+        if self.destination_dims == 3:
+            size = destination.shape[-2:]
+            if projected.shape[-2:] == size:
+                return projected
+            return F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
+        pooled = projected.mean((2, 3))
+        return pooled if self.destination_dims == 1 else pooled[:, None]
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) != 2 else shape[1]
+
+
+def _vector_shape(dims: int, channels: int) -> tuple[int, ...]:
+    return {1: (channels,), 2: (1, channels), 3: (channels, 1, 1)}[dims]
+
+
+def _pair(strength: Strength) -> tuple[float, float]:
+    return strength if isinstance(strength, tuple) else (strength, strength)

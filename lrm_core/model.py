@@ -1,0 +1,277 @@
+"""LRM: any backbone with long-range modulatory feedback (Konkle & Alvarez, NeurIPS 2023).
+
+A later pass sees, at each destination, x + x · Σ f(source of the pass before). Steering replaces a source's activation
+by a goal, so that the pass looks *for* something.
+
+Unusual: the model holds parameters only. What a pass leaves behind is a `State` that the caller hands to the next one;
+threads may share a model, and stepping pass by pass is the roll-out. Steps that no feedback reaches are run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+
+from lrm_core.feedback import Connection, Feedback, Strength
+from lrm_core.graph import Graph, run_node
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A goal for one pass: what the feedback of `source` shall be, whatever the pass before made of it.
+
+    Attributes:
+        source: name of a step that feedback comes from, usually the classifier.
+        target: (b, …) or (1, …), an activation of that step: for a classifier of M classes (b, M) logits.
+        strength: replaces the gain of every path out of `source`: one number, or (negative, positive). 0 switches
+            these paths off.
+        mix: share of the target; the rest is the model's own activation. 1 replaces it, 0 is no goal.
+    """
+
+    source: str
+    target: Tensor
+    strength: Strength = 1.0
+    mix: float = 1.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What a pass leaves for the next: the activations of the sources, and how many passes were run."""
+
+    activations: Mapping[str, Tensor]
+    num_passes: int
+
+    def detach(self) -> State:
+        """The same values without the graph of gradients."""
+        return State({name: value.detach() for name, value in self.activations.items()}, self.num_passes)
+
+    def expand(self, batch: int) -> State:
+        """The state of one image, (1, …), as a view for a batch of goals, (batch, …)."""
+        return State({k: v.expand(batch, *v.shape[1:]) for k, v in self.activations.items()}, self.num_passes)
+
+
+@dataclass(frozen=True)
+class Stem:
+    """Values of the steps that no feedback reaches: the same in every pass over an image."""
+
+    values: Mapping[fx.Node, Any]
+
+    def expand(self, batch: int) -> Stem:
+        """The stem of one image, (1, …), as a view for a batch of goals, (batch, …)."""
+        return Stem(
+            {
+                node: value.expand(batch, *value.shape[1:])
+                if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1
+                else value
+                for node, value in self.values.items()
+            }
+        )
+
+
+class LRM(nn.Module):
+    """A backbone with feedback connections between its named steps.
+
+    Args:
+        backbone: any module that `torch.fx` can trace and that maps (b, 3, h, w) to one tensor.
+        connections: feedback paths; see `Connection`. Destinations must be pre-activations (followed by a rectifier).
+        image_size: side in pixels of an image with which the backbone can be run once, to learn the shapes.
+
+    Raises:
+        ValueError: no connection, a connection named twice, a step that does not exist, a destination that is not a
+            pre-activation, or a source that does not come after its destination.
+    """
+
+    def __init__(self, backbone: nn.Module, connections: Sequence[Connection], image_size: int = 224) -> None:
+        super().__init__()
+        if not connections:
+            raise ValueError("an LRM needs at least one connection")
+        if len(set(connections)) < len(connections):
+            raise ValueError(f"a connection is named twice: {', '.join(c.key for c in connections)}")
+        self.backbone = backbone
+        self.connections = tuple(connections)
+        self.graph = Graph.of(backbone)
+        order = {node: index for index, node in enumerate(self.graph.nodes)}
+        for connection in connections:
+            source = self.graph.find(connection.source, "source")
+            destination = self.graph.find(connection.destination, "destination")
+            self.graph.check_destination(connection.destination, backbone)
+            if order[source] <= order[destination]:
+                raise ValueError(f"{connection.source!r} does not come after {connection.destination!r}: not feedback")
+        self.sources = tuple(dict.fromkeys(c.source for c in connections))
+        self._arriving: dict[fx.Node, tuple[Connection, ...]] = {}
+        for connection in connections:
+            node = self.graph.steps[connection.destination]
+            self._arriving[node] = (*self._arriving.get(node, ()), connection)
+        self._source_names: dict[fx.Node, tuple[str, ...]] = {}
+        for name in self.sources:
+            node = self.graph.steps[name]
+            self._source_names[node] = (*self._source_names.get(node, ()), name)
+        self._plan()
+        shapes = self._shapes(image_size)
+        self.activation_shapes = {name: shapes[name] for name in self.sources}
+        self.paths = nn.ModuleDict({c.key: Feedback(shapes[c.source], shapes[c.destination]) for c in connections})
+
+    def _plan(self) -> None:
+        """Split the steps into those before all feedback and the rest, and note when a value is last used."""
+        reached = self.graph.downstream(c.destination for c in self.connections)
+        runs = [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
+        self._stem_nodes = tuple(node for node in runs if node not in reached)
+        self._body_nodes = tuple(node for node in runs if node in reached)
+        body = set(self._body_nodes)
+        # Kept from the stem: what the body reads, and the destinations themselves, still unmodulated.
+        self._kept = tuple(
+            node
+            for node in self.graph.nodes
+            if node not in body and (node in self._arriving or any(user in body for user in node.users))
+        )
+        last_use: dict[fx.Node, fx.Node] = {}
+        for node in self._body_nodes:
+            for used in node.all_input_nodes:
+                last_use[used] = node
+        self._release: dict[fx.Node, list[fx.Node]] = {}
+        for used, user in last_use.items():
+            if used is not self.graph.output:
+                self._release.setdefault(user, []).append(used)
+
+    def _shapes(self, image_size: int) -> dict[str, tuple[int, ...]]:
+        parameter = next(self.backbone.parameters())
+        image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+        wanted = {*self.sources, *(c.destination for c in self.connections)}
+        training = {module: module.training for module in self.backbone.modules()}
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                values: dict[fx.Node, Any] = {}
+                for node in self.graph.nodes:
+                    if node.op == "placeholder":
+                        values[node] = image
+                    elif node.op != "output":
+                        values[node] = run_node(node, self.backbone, values)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+        return {name: tuple(values[self.graph.steps[name]].shape[1:]) for name in wanted}
+
+    def stem(self, images: Float[Tensor, "b 3 h w"]) -> Stem:
+        """Run what no feedback reaches; it serves every pass over these images. Pixels as the backbone expects them."""
+        values: dict[fx.Node, Any] = {n: images for n in self.graph.nodes if n.op == "placeholder"}
+        for node in self._stem_nodes:
+            values[node] = run_node(node, self.backbone, values)
+        return Stem({node: values[node] for node in self._kept})
+
+    def step(
+        self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = ()
+    ) -> tuple[Float[Tensor, "b m"], State]:
+        """One pass over images whose stem is known: (output, what it leaves for the next pass).
+
+        Without a state this is the first pass, where no feedback arrives but that of a goal in `steer`.
+        """
+        feedback = self._feedback(state, steer)
+        values: dict[fx.Node, Any] = dict(stem.values)
+        activations: dict[str, Tensor] = {}
+        for node in self._kept:
+            if node in self._arriving:
+                values[node] = self._modulate(node, values[node], feedback)
+        for node in self._body_nodes:
+            values[node] = run_node(node, self.backbone, values)
+            if node in self._arriving:
+                values[node] = self._modulate(node, values[node], feedback)
+            for name in self._source_names.get(node, ()):
+                activations[name] = values[node]
+            for used in self._release.get(node, ()):
+                del values[used]
+        num_passes = 1 if state is None else state.num_passes + 1
+        return values[self.graph.output], State(activations, num_passes)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], state: State | None = None, steer: Sequence[Steer] = ()
+    ) -> tuple[Float[Tensor, "b m"], State]:
+        """One pass: (output, what it leaves for the next pass). See `step`."""
+        return self.step(self.stem(images), state, steer)
+
+    def rollout(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        passes: int = 2,
+        steer: Sequence[Steer] = (),
+        *,
+        steer_first: bool = False,
+    ) -> list[Float[Tensor, "b m"]]:
+        """The outputs of several passes. The goal acts from the second pass on, or from the first with `steer_first`."""
+        if passes < 1:
+            raise ValueError(f"passes: got {passes}, expected at least 1")
+        stem = self.stem(images)
+        state: State | None = None
+        outputs = []
+        for index in range(passes):
+            output, state = self.step(stem, state, steer if index or steer_first else ())
+            outputs.append(output)
+        return outputs
+
+    def modulation(
+        self, state: State | None, steer: Sequence[Steer], stem: Stem
+    ) -> dict[str, Float[Tensor, "b c *grid"]]:
+        """Σ f at every destination that lies in the stem or is reached from it, for showing where feedback acts."""
+        feedback = self._feedback(state, steer)
+        collected: dict[str, Tensor] = {}
+        values: dict[fx.Node, Any] = dict(stem.values)
+        for node in (*self._kept, *self._body_nodes):
+            if node not in stem.values:
+                values[node] = run_node(node, self.backbone, values)
+            if node in self._arriving:
+                factor = self._factor(node, values[node], feedback)
+                if factor is not None:
+                    collected[self._arriving[node][0].destination] = factor
+                    values[node] = values[node] + values[node] * factor
+        return collected
+
+    def _feedback(
+        self, state: State | None, steer: Sequence[Steer]
+    ) -> dict[str, tuple[Tensor, Strength | None]]:
+        """For each source that sends feedback in this pass: its activation, and the gain if a goal sets it."""
+        feedback: dict[str, tuple[Tensor, Strength | None]] = {}
+        if state is not None:
+            feedback = {name: (value, None) for name, value in state.activations.items()}
+        steered: set[str] = set()
+        for goal in steer:
+            self._check(goal, steered)
+            steered.add(goal.source)
+            own = feedback.get(goal.source)
+            target = goal.target
+            if own is not None:
+                target = target.to(own[0]).expand_as(own[0])
+                if goal.mix != 1.0:
+                    target = goal.mix * target + (1 - goal.mix) * own[0]
+            feedback[goal.source] = (target, goal.strength)
+        return feedback
+
+    def _check(self, goal: Steer, steered: Iterable[str]) -> None:
+        if goal.source not in self.sources:
+            raise ValueError(f"cannot steer {goal.source!r}; sources of feedback: {', '.join(self.sources)}")
+        if goal.source in steered:
+            raise ValueError(f"{goal.source!r} is steered twice in one pass")
+        expected = self.activation_shapes[goal.source]
+        got = tuple(goal.target.shape)
+        if len(got) != len(expected) + 1 or got[1 : 2 if len(expected) == 3 else None] != (
+            expected[:1] if len(expected) == 3 else expected
+        ):
+            raise ValueError(f"goal for {goal.source!r}: expected shape (batch, {str(expected)[1:-1]}), got {got}")
+
+    def _modulate(self, node: fx.Node, value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]) -> Tensor:
+        factor = self._factor(node, value, feedback)
+        return value if factor is None else value + value * factor
+
+    def _factor(self, node: fx.Node, value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]) -> Tensor | None:
+        total: Tensor | None = None
+        for connection in self._arriving[node]:
+            if connection.source in feedback:
+                activation, strength = feedback[connection.source]
+                path: Feedback = self.paths[connection.key]  # type: ignore[assignment]
+                factor = path(activation, value, strength)
+                total = factor if total is None else total + factor
+        return total

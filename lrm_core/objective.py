@@ -1,0 +1,156 @@
+"""The losses of the backbone's training: seeing, and looking for.
+
+Seeing: cross-entropy averaged over the passes (Konkle & Alvarez 2023). Looking for: composite scenes and single images
+with a goal that is there (the target is that class) or one that is not (the target is what is there).
+
+Unusual: the goal's logits are raised by a margin inside the loss only (logit adjustment, Menon et al., ICLR 2021). The
+network sees present and absent goals equally often, yet at test time, without the margin, a goal must be that much more
+likely to win. The margin falls with the strength, so strength moves along the curve between caution and eagerness.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lrm_base.config import Config
+from lrm_core.backbones import Preprocessing
+from lrm_core.goals import GoalMemory
+from lrm_core.model import LRM, Steer
+from lrm_core.scenes import presence, random_scenes
+
+
+class GoalConfig(Config):
+    """The goal-directed part of a stage.
+
+    share: part of the batch that is steered. kinds: weights of the kinds of scene. absent: probability that the goal is
+    not in the scene. hard: probability that an absent goal is one that the first pass ranks high. group: probability
+    that a goal is a hypernym ("a dog") instead of one class. strength: range that is drawn from, uniformly.
+    margin: nats by which the goal is favoured in the loss at strength 1; margin_slope: its change with the strength.
+    """
+
+    share: float = 0.75
+    kinds: dict[str, float] = {"single": 0.2, "blend": 0.25, "side": 0.2, "inset": 0.15, "grid": 0.2}
+    absent: float = 0.5
+    hard: float = 0.5
+    group: float = 0.2
+    strength: tuple[float, float] = (0.5, 1.5)
+    margin: float = 2.0
+    margin_slope: float = -1.5
+
+
+class Objective(nn.Module):
+    """Model and losses as one module, so that data-parallel wrappers see a single forward."""
+
+    groups: Tensor
+
+    def __init__(
+        self,
+        model: LRM,
+        preprocessing: Preprocessing,
+        output: str,
+        num_classes: int,
+        groups: Float[Tensor, "g m"],
+        label_smoothing: float,
+    ) -> None:
+        super().__init__()
+        self.model, self.preprocessing, self.output = model, preprocessing, output
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.memory = GoalMemory(num_classes)
+        self.register_buffer("groups", groups, persistent=False)
+
+    def forward(
+        self,
+        pixels: Float[Tensor, "b 3 s s"],
+        labels: Int[Tensor, " b"],
+        passes: int,
+        goals: GoalConfig | None,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what to log. Pixels in 0–1; the generator (CPU) decides scenes and goals."""
+        num_steered = 0 if goals is None or not self.memory.ready else int(len(pixels) * goals.share)
+        seen = slice(num_steered, None)
+        outputs = self.model.rollout(self._prepare(pixels[seen]), passes)
+        losses = [
+            F.cross_entropy(o.float(), labels[seen], label_smoothing=self.label_smoothing) for o in outputs
+        ]
+        loss = torch.stack(losses).mean()
+        log = {"loss/seeing": loss.detach()}
+        if goals is not None:
+            self.memory.add(outputs[-1].detach(), labels[seen])
+        if num_steered and goals is not None:
+            looking, extra = self._looking(pixels, labels, num_steered, passes, goals, generator)
+            log |= extra
+            loss = (1 - goals.share) * loss + goals.share * looking
+        return loss, log
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        return self.preprocessing.normalise(pixels).contiguous(memory_format=torch.channels_last)
+
+    def _looking(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        count: int,
+        passes: int,
+        goals: GoalConfig,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        kinds = list(goals.kinds)
+        weights = torch.tensor([goals.kinds[kind] for kind in kinds])
+        drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+        numbers = torch.bincount(drawn, minlength=len(kinds)).tolist()
+        scenes = [
+            random_scenes(kind, number, pixels, labels, generator)
+            for kind, number in zip(kinds, numbers, strict=True)
+            if number
+        ]
+        present = torch.cat([presence(scene.labels, self.num_classes) for scene in scenes])  # (b, m)
+        stem = self.model.stem(self._prepare(torch.cat([scene.pixels for scene in scenes])))
+        first, state = self.model.step(stem)
+        members, is_there = self._choose(present, first.detach().float(), goals, generator)
+        low, high = goals.strength
+        strength = low + (high - low) * float(torch.rand((), generator=generator))
+        steer = Steer(self.output, self.memory.draw(members, generator), strength)
+        target = torch.where(is_there[:, None], present * members, present)
+        target = target / target.sum(1, keepdim=True)
+        margin = max(0.0, goals.margin + goals.margin_slope * (strength - 1)) * members
+        losses, output = [], first
+        for _ in range(passes - 1):
+            output, state = self.model.step(stem, state, [steer])
+            losses.append(F.cross_entropy(output.float() + margin, target))
+        found = (members.gather(1, output.argmax(1, keepdim=True)) > 0)[:, 0].float()
+        loss = torch.stack(losses).mean()
+        return loss, {
+            "loss/looking": loss.detach(),
+            "train/present": (found * is_there).sum() / is_there.sum().clamp(min=1),
+            "train/absent": (found * ~is_there).sum() / (~is_there).sum().clamp(min=1),
+        }
+
+    def _choose(
+        self, present: Tensor, first: Tensor, goals: GoalConfig, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Classes that each goal stands for, (b, m) of 0/1, and whether one of them is in the scene, (b,)."""
+        device, count = present.device, len(present)
+
+        def chance(probability: float) -> Tensor:
+            return (torch.rand(count, generator=generator) < probability).to(device)
+
+        noise = torch.rand(count, self.num_classes, generator=generator).to(device)
+        is_there = ~chance(goals.absent)
+        rank = first.masked_fill(present > 0, -torch.inf).argsort(1, descending=True).argsort(1)
+        confusable = (rank < 10).float()
+        candidates = torch.where(chance(goals.hard)[:, None], confusable, 1.0) * (1 - present)
+        candidates = torch.where(is_there[:, None], present, candidates)
+        chosen = F.one_hot((candidates * noise).argmax(1), self.num_classes).float()
+        if len(self.groups) and goals.group:
+            # A group serves as a goal if it holds the chosen class and, for an absent goal, nothing that is there.
+            holds = chosen @ self.groups.T  # (b, g)
+            clash = (present @ self.groups.T > 0) & ~is_there[:, None]
+            usable = holds * ~clash
+            pick = (usable * torch.rand(usable.shape, generator=generator).to(device)).argmax(1)
+            use = chance(goals.group) & (usable.sum(1) > 0)
+            chosen = torch.where(use[:, None], self.groups[pick], chosen)
+        return chosen, is_there

@@ -1,0 +1,232 @@
+"""Train a backbone with feedback, top to bottom: `accelerate launch -m lrm_core.train --config configs/lrm_mini.yaml`.
+
+Stages run one after the other: seeing at growing resolution, then seeing and looking for over several passes.
+The same command resumes an interrupted run, exactly: everything random is drawn from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.config import Config
+from lrm_base.data import DataConfig, Images, augment, load_images, training_batches
+from lrm_core.backbones import Preprocessing
+from lrm_core.feedback import Connection
+from lrm_core.model import LRM
+from lrm_core.objective import GoalConfig, Objective
+from lrm_core.validate import validate
+from lrm_core.weights import build, save_model
+
+
+class StageConfig(Config):
+    """A stretch of training. `learning_rate` runs from the first to the second number along half a cosine.
+
+    size: side of the images in pixels. passes: over which the loss is averaged. freeze_norm: keep the running
+    statistics of batch normalisation (affine parameters still learn), so that all passes share them.
+    """
+
+    epochs: int
+    size: int
+    passes: int = 1
+    learning_rate: tuple[float, float]
+    min_scale: float = 0.35
+    freeze_norm: bool = False
+    goals: GoalConfig | None = None
+
+
+class ConnectionConfig(Config):
+    source: str
+    destination: str
+
+
+class BackboneTraining(Config):
+    """Everything that decides a run.
+
+    feedback_rate: learning rate of the feedback paths in units of the backbone's.
+    """
+
+    name: str
+    backbone: str
+    connections: list[ConnectionConfig] | None = None
+    data: DataConfig
+    classes: str | None = None
+    stages: list[StageConfig]
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weight_decay: float = 5e-4
+    feedback_rate: float = 1.0
+    batch_size: int = 128
+    label_smoothing: float = 0.1
+    precision: Literal["no", "bf16"] = "bf16"
+    seed: int = 0
+    run_folder: str
+    checkpoint_minutes: float = 4.0
+    num_validation: int = 2000
+    max_steps: int | None = None
+
+
+def class_table(path: str | None, data: Any) -> list[dict[str, Any]]:
+    """One entry for each class: `name`, and where the file tells, `synonyms` and `is_a`."""
+    if path is not None:
+        return json.loads(Path(path).read_text())
+    return [{"name": name} for name in data.features["label"].names]
+
+
+def hypernym_groups(classes: list[dict[str, Any]]) -> Tensor:
+    """0/1 memberships of the hypernyms that cover 2 to 40 classes: (groups, classes)."""
+    names = sorted({word for entry in classes for word in entry.get("is_a", [])})
+    rows = [[float(name in entry.get("is_a", [])) for entry in classes] for name in names]
+    return torch.tensor([row for row in rows if 2 <= sum(row) <= 40]).reshape(-1, len(classes))
+
+
+def stage_at(stages: list[StageConfig], epoch: int) -> tuple[StageConfig, int]:
+    """The stage that an epoch belongs to, and how many epochs came before that stage."""
+    before = 0
+    for stage in stages:
+        if epoch < before + stage.epochs:
+            return stage, before
+        before += stage.epochs
+    raise ValueError(f"epoch {epoch} lies after the last stage, which ends at {before}")
+
+
+def learning_rate_at(stage: StageConfig, fraction: float) -> float:
+    """Along half a cosine from the first to the second learning rate of the stage."""
+    start, end = stage.learning_rate
+    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Let batch normalisation use, and no longer change, its running statistics."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def train(config: BackboneTraining) -> Path:
+    """Run or resume a training; returns the folder that holds the finished model."""
+    run = Path(config.run_folder)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    accelerator.init_trackers("tensorboard")
+    main = accelerator.is_main_process
+    torch.manual_seed(config.seed)
+
+    data = load_images(config.data, "train")
+    classes = class_table(config.classes, data)
+    connections = None if config.connections is None else [Connection(**c.to_dict()) for c in config.connections]
+    model, entry = build(config.backbone, len(classes), connections)
+    assert isinstance(model, LRM)
+    model.to(memory_format=torch.channels_last)
+    objective = Objective(
+        model, entry.preprocessing, entry.output, len(classes), hypernym_groups(classes), config.label_smoothing
+    )
+    feedback = list(model.paths.parameters())
+    backbone = list(model.backbone.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in backbone if p.ndim > 1], "weight_decay": config.weight_decay, "scale": 1.0},
+        {"params": [p for p in backbone if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
+        {"params": feedback, "weight_decay": 0.0, "scale": config.feedback_rate},
+    ]
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+    prepared, optimizer = accelerator.prepare(objective, optimizer)
+
+    images = Images(data, config.data.size, in_memory=config.data.in_memory)
+    held = Images(load_images(config.data, "valid").select(range(config.num_validation)), config.data.size)
+    resumed = load_latest_checkpoint(accelerator, run / "checkpoints")
+    progress = resumed or {"epoch": 0, "batch": 0, "step": 0}
+    step: int = progress["step"]
+    saved = time.monotonic()
+
+    for epoch in range(progress["epoch"], sum(stage.epochs for stage in config.stages)):
+        stage, first_epoch = stage_at(config.stages, epoch)
+        prepared.train()
+        if stage.freeze_norm:
+            freeze_norms(prepared)
+        loader = accelerator.prepare(
+            training_batches(images, config.batch_size, config.seed, epoch, config.data.workers)
+        )
+        skip = progress["batch"] if epoch == progress["epoch"] else 0
+        batches = accelerator.skip_first_batches(loader, skip) if skip else loader
+        bar = tqdm(batches, desc=f"epoch {epoch}", initial=skip, total=len(loader), disable=not main, mininterval=5)
+        for batch, (pixels, labels) in enumerate(bar, start=skip):
+            generator = torch.Generator().manual_seed(
+                (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
+            )
+            rate = learning_rate_at(stage, (epoch - first_epoch + batch / len(loader)) / stage.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            inputs = augment(pixels, stage.size, generator, min_scale=stage.min_scale)
+            with accelerator.autocast():
+                loss, log = prepared(inputs, labels, stage.passes, stage.goals, generator)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(prepared.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            if step % 25 == 0:
+                values = {name: float(value) for name, value in log.items()}
+                accelerator.log({**values, "learning_rate": rate}, step=step)
+                bar.set_postfix({name.split("/")[-1]: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+            # The clock of the main process decides for all, or they would wait for each other for ever.
+            due = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
+            if float(accelerator.gather(due.to(accelerator.device)).flatten()[0]):
+                saved = time.monotonic()
+                save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch, "batch": batch + 1})
+            if config.max_steps is not None and step >= config.max_steps:
+                break
+        if main:
+            metrics = validate(objective, held, stage.passes, stage.size)
+            accelerator.log({f"valid/{name}": value for name, value in metrics.items()}, step=step)
+            _report(run, {"epoch": epoch, "step": step, "size": stage.size, **metrics})
+        save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch + 1, "batch": 0})
+        if config.max_steps is not None and step >= config.max_steps:
+            break
+
+    final = run / "model"
+    if main:
+        held_size = Preprocessing(config.stages[-1].size, entry.preprocessing.mean, entry.preprocessing.std)
+        metrics = validate(objective, held, config.stages[-1].passes, config.stages[-1].size)
+        save_model(
+            final / "backbone.safetensors",
+            model,
+            name=config.name,
+            backbone=config.backbone,
+            preprocessing=held_size,
+            output=entry.output,
+            classes=classes,
+            training=config.to_dict(),
+            measured={f"valid_{config.num_validation}/{name}": value for name, value in metrics.items()},
+        )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return final
+
+
+def _report(run: Path, metrics: dict[str, Any]) -> None:
+    """Print a line of metrics and keep it."""
+    rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in metrics.items()}
+    tqdm.write(" · ".join(f"{name} {value}" for name, value in rounded.items()))
+    with open(run / "metrics.jsonl", "a") as stream:
+        stream.write(json.dumps(rounded) + "\n")
+
+
+if __name__ == "__main__":
+    train(BackboneTraining.from_command_line(__doc__.splitlines()[0]))

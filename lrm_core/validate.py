@@ -1,0 +1,65 @@
+"""Quick metrics after an epoch: top-1 of every pass, and goals that are in a scene or are not.
+
+The full, reported evaluation is `steer evaluate`; this one uses the classes' mean outputs as goals, not words.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from lrm_base.data import Images, ordered_batches
+from lrm_core.model import Steer
+from lrm_core.scenes import compose
+
+if TYPE_CHECKING:
+    from lrm_core.objective import Objective
+
+SCENES = {"single": 1, "blend": 2, "side": 2, "inset": 2, "grid": 4}
+
+
+@torch.no_grad()
+def validate(objective: Objective, images: Images, passes: int, size: int, strength: float = 1.0) -> dict[str, float]:
+    """Fractions in 0–1: `top1/pass1…`, and for each kind of scene `KIND/present` and `KIND/absent`, how often a goal
+    becomes top-1, with `KIND/unsteered` for how often a present class is top-1 without it."""
+    model, training = objective.model, objective.training
+    modes = {module: module.training for module in objective.modules()}
+    objective.eval()
+    device = next(model.parameters()).device
+    every = list(ordered_batches(images, 250))
+    pixels = torch.cat([p for p, _ in every]).to(device).float() / 255
+    labels = torch.cat([y for _, y in every]).to(device)
+    pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    metrics: dict[str, float] = {}
+    with torch.autocast(device.type, torch.bfloat16):
+        correct = torch.zeros(passes)
+        for part, answer in zip(pixels.split(250), labels.split(250), strict=True):
+            outputs = model.rollout(objective._prepare(part), passes)
+            correct += torch.stack([(o.argmax(1) == answer).sum() for o in outputs]).cpu()
+        metrics |= {f"top1/pass{i + 1}": float(c / len(labels)) for i, c in enumerate(correct)}
+        if objective.memory.ready and passes > 1:
+            prototypes = objective.memory.prototypes()
+            generator = torch.Generator().manual_seed(0)
+            for kind, number in SCENES.items():
+                picks = torch.randint(0, len(pixels), (1000, number), generator=generator)
+                scenes = compose(kind, pixels[picks], labels[picks], generator)
+                absent = torch.randint(0, objective.num_classes, (1000,), generator=generator).to(device)
+                is_absent = (scenes.labels != absent[:, None]).all(1)
+                unsteered, found = [], {"present": [], "absent": []}
+                for part, inside, outside in zip(
+                    scenes.pixels.split(250), scenes.labels[:, -1].split(250), absent.split(250), strict=True
+                ):
+                    inputs = objective._prepare(part)
+                    unsteered.append(model.rollout(inputs, passes)[-1].argmax(1) == inside)
+                    for name, goal in (("present", inside), ("absent", outside)):
+                        steer = Steer(objective.output, prototypes[goal], strength)
+                        found[name].append(model.rollout(inputs, passes, [steer])[-1].argmax(1) == goal)
+                metrics[f"{kind}/unsteered"] = float(torch.cat(unsteered).float().mean())
+                metrics[f"{kind}/present"] = float(torch.cat(found["present"]).float().mean())
+                metrics[f"{kind}/absent"] = float(torch.cat(found["absent"])[is_absent].float().mean())
+    for module, mode in modes.items():
+        module.training = mode
+    objective.training = training
+    return metrics

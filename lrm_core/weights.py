@@ -1,0 +1,80 @@
+"""Models to and from files: a safetensors file and its card (see `lrm_base.card`) are all that a model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrm_base.card import load_weights, save_weights
+from lrm_core.backbones import BackboneEntry, Preprocessing, find_backbone
+from lrm_core.feedback import Connection
+from lrm_core.model import LRM
+
+LICENCE = "MIT (weights trained on ImageNet images: research use)"
+
+
+def build(
+    backbone: str, num_classes: int, connections: Sequence[Connection] | None = None
+) -> tuple[LRM, BackboneEntry]:
+    """An untrained model of a registered backbone, with its default connections unless others are given."""
+    entry = find_backbone(backbone)
+    module = entry.build(num_classes=num_classes)
+    return LRM(module, connections or entry.connections, entry.preprocessing.size), entry
+
+
+def save_model(
+    path: str | Path,
+    model: LRM,
+    *,
+    name: str,
+    backbone: str,
+    preprocessing: Preprocessing,
+    output: str,
+    classes: Sequence[dict[str, Any]],
+    training: dict[str, Any],
+    measured: dict[str, float],
+) -> None:
+    """Write a model and its card, in half precision."""
+    card = {
+        "name": name,
+        "kind": "lrm",
+        "backbone": backbone,
+        "output": output,
+        "connections": [{"source": c.source, "destination": c.destination} for c in model.connections],
+        "preprocessing": {
+            "size": preprocessing.size,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "range": "pixels in 0-1, then (x - mean) / std; the whole frame, squashed to a square",
+        },
+        "paper": "Konkle & Alvarez, Cognitive Steering in Deep Neural Networks via Long-Range Modulatory Feedback "
+        "Connections, NeurIPS 2023",
+        "licence": LICENCE,
+        "measured": measured,
+        "training": training,
+        "classes": list(classes),
+    }
+    tensors = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    save_weights(path, tensors, card, half=True)
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LRM, Preprocessing, dict[str, Any]]:
+    """A model in evaluation mode, its preprocessing and its card.
+
+    Raises:
+        ValueError: files are missing, altered, or do not fit the architecture that the card names.
+    """
+    tensors, card = load_weights(path)
+    connections = [Connection(**pair) for pair in card["connections"]]
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights: leave the caller's generator alone
+        model, _ = build(card["backbone"], len(card["classes"]), connections)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: missing {missing}, unknown {unexpected}")
+    given = card["preprocessing"]
+    preprocessing = Preprocessing(given["size"], tuple(given["mean"]), tuple(given["std"]))
+    return model.eval().requires_grad_(False).to(device), preprocessing, card
