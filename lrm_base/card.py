@@ -33,6 +33,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 def save_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, Any], *, half: bool = False) -> None:
     """Save tensors to `path` (….safetensors) and the card, with the file's hash, beside it (….json).
 
+    The card also stands in the safetensors file's own metadata, should the two be separated.
     `half=True` stores floating-point tensors in float16: half the bytes, read back as float32.
     """
     import torch
@@ -46,7 +47,7 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, A
         .contiguous()
         for key, value in tensors.items()
     }
-    write_atomically(path, save(stored))
+    write_atomically(path, save(stored, metadata={"card": json.dumps(card, ensure_ascii=False)}))
     text = json.dumps({**card, "sha256": sha256_of(path)}, indent=1, ensure_ascii=False)
     write_atomically(path.with_suffix(".json"), (text + "\n").encode())
 

@@ -82,12 +82,17 @@ class MiniNet(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """How to build a backbone, and where its feedback runs unless told otherwise."""
+    """How to build a backbone, and where its feedback runs unless told otherwise.
+
+    output: the classifier, which is steered. features: the pre-activation whose rectified mean the classifier reads,
+    if there is one; see `lrm_core.feedback.start_at_transpose`.
+    """
 
     build: Callable[..., nn.Module]
     connections: tuple[Connection, ...]
     output: str
     preprocessing: Preprocessing
+    features: str | None = None
 
 
 def _connections(*pairs: tuple[str, str]) -> tuple[Connection, ...]:
@@ -136,6 +141,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         ),
         "fc",
         Preprocessing(64),
+        features="layer3.add",
     ),
     "alexnet": BackboneEntry(
         _torchvision("alexnet"),

@@ -90,6 +90,22 @@ class Feedback(nn.Module):
         return pooled if self.destination_dims == 1 else pooled[:, None]
 
 
+@torch.no_grad()
+def start_at_transpose(path: Feedback, classifier: nn.Linear, scale: float) -> None:
+    """Start a path from a linear classifier to the features that it reads at the classifier's transpose.
+
+    A goal for a class then raises the features that vote for it, before anything was learned. `scale`: standard
+    deviation of the projection's weights.
+    """
+    weight = classifier.weight.T
+    if path.projection.weight.shape != weight.shape:
+        raise ValueError(
+            f"the classifier reads {weight.shape[0]} features, the path's destination has "
+            f"{path.projection.weight.shape[0]} channels"
+        )
+    path.projection.weight.copy_(scale * weight / weight.std())
+
+
 def _channels(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) != 2 else shape[1]
 

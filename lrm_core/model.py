@@ -107,10 +107,6 @@ class LRM(nn.Module):
         for connection in connections:
             node = self.graph.steps[connection.destination]
             self._arriving[node] = (*self._arriving.get(node, ()), connection)
-        self._source_names: dict[fx.Node, tuple[str, ...]] = {}
-        for name in self.sources:
-            node = self.graph.steps[name]
-            self._source_names[node] = (*self._source_names.get(node, ()), name)
         self._plan()
         shapes = self._shapes(image_size)
         self.activation_shapes = {name: shapes[name] for name in self.sources}
@@ -171,22 +167,49 @@ class LRM(nn.Module):
 
         Without a state this is the first pass, where no feedback arrives but that of a goal in `steer`.
         """
+        output, activations, _ = self._run(stem, state, steer, self.sources)
+        return output, State(activations, 1 if state is None else state.num_passes + 1)
+
+    def inspect(
+        self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = (), steps: Sequence[str] = ()
+    ) -> tuple[Float[Tensor, "b m"], dict[str, Tensor], dict[str, Tensor]]:
+        """The same pass as `step`, seen from inside: (output, activations of `steps`, changes at the destinations).
+
+        A change is x · Σ f, what feedback added to a destination; destinations that no feedback reached in this pass
+        have none. Activations of destinations are those after it. Steps before all feedback cannot be asked for.
+
+        Raises:
+            ValueError: a step does not exist, or lies in the stem.
+        """
+        inside = set(self._body_nodes) | set(self._arriving)
+        for name in steps:
+            if self.graph.find(name, "inspected step") not in inside:
+                raise ValueError(f"{name!r} lies before all feedback: it is the same in every pass")
+        return self._run(stem, state, steer, steps)
+
+    def _run(
+        self, stem: Stem, state: State | None, steer: Sequence[Steer], wanted: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         feedback = self._feedback(state, steer)
+        names: dict[fx.Node, list[str]] = {}
+        for name in wanted:
+            names.setdefault(self.graph.steps[name], []).append(name)
         values: dict[fx.Node, Any] = dict(stem.values)
         activations: dict[str, Tensor] = {}
-        for node in self._kept:
+        changes: dict[str, Tensor] = {}
+        for node in (*self._kept, *self._body_nodes):
+            if node not in stem.values:
+                values[node] = run_node(node, self.backbone, values)
             if node in self._arriving:
-                values[node] = self._modulate(node, values[node], feedback)
-        for node in self._body_nodes:
-            values[node] = run_node(node, self.backbone, values)
-            if node in self._arriving:
-                values[node] = self._modulate(node, values[node], feedback)
-            for name in self._source_names.get(node, ()):
-                activations[name] = values[node]
+                factor = self._factor(node, values[node], feedback)
+                if factor is not None:
+                    change = values[node] * factor
+                    changes[self._arriving[node][0].destination] = change
+                    values[node] = values[node] + change
+            activations |= dict.fromkeys(names.get(node, ()), values[node])
             for used in self._release.get(node, ()):
                 del values[used]
-        num_passes = 1 if state is None else state.num_passes + 1
-        return values[self.graph.output], State(activations, num_passes)
+        return values[self.graph.output], activations, changes
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"], state: State | None = None, steer: Sequence[Steer] = ()
@@ -212,23 +235,6 @@ class LRM(nn.Module):
             output, state = self.step(stem, state, steer if index or steer_first else ())
             outputs.append(output)
         return outputs
-
-    def modulation(
-        self, state: State | None, steer: Sequence[Steer], stem: Stem
-    ) -> dict[str, Float[Tensor, "b c *grid"]]:
-        """Σ f at every destination that lies in the stem or is reached from it, for showing where feedback acts."""
-        feedback = self._feedback(state, steer)
-        collected: dict[str, Tensor] = {}
-        values: dict[fx.Node, Any] = dict(stem.values)
-        for node in (*self._kept, *self._body_nodes):
-            if node not in stem.values:
-                values[node] = run_node(node, self.backbone, values)
-            if node in self._arriving:
-                factor = self._factor(node, values[node], feedback)
-                if factor is not None:
-                    collected[self._arriving[node][0].destination] = factor
-                    values[node] = values[node] + values[node] * factor
-        return collected
 
     def _feedback(
         self, state: State | None, steer: Sequence[Steer]
@@ -261,10 +267,6 @@ class LRM(nn.Module):
             expected[:1] if len(expected) == 3 else expected
         ):
             raise ValueError(f"goal for {goal.source!r}: expected shape (batch, {str(expected)[1:-1]}), got {got}")
-
-    def _modulate(self, node: fx.Node, value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]) -> Tensor:
-        factor = self._factor(node, value, feedback)
-        return value if factor is None else value + value * factor
 
     def _factor(self, node: fx.Node, value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]) -> Tensor | None:
         total: Tensor | None = None

@@ -109,8 +109,9 @@ class Objective(nn.Module):
         ]
         present = torch.cat([presence(scene.labels, self.num_classes) for scene in scenes])  # (b, m)
         stem = self.model.stem(self._prepare(torch.cat([scene.pixels for scene in scenes])))
-        first, state = self.model.step(stem)
-        members, is_there = self._choose(present, first.detach().float(), goals, generator)
+        with torch.no_grad():  # the first pass carries no loss here: it only proposes confusable goals and sets the state
+            first, state = self.model.step(stem)
+        members, is_there = self._choose(present, first.float(), goals, generator)
         low, high = goals.strength
         strength = low + (high - low) * float(torch.rand((), generator=generator))
         steer = Steer(self.output, self.memory.draw(members, generator), strength)

@@ -22,7 +22,7 @@ from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
 from lrm_base.config import Config
 from lrm_base.data import DataConfig, Images, augment, load_images, training_batches
 from lrm_core.backbones import Preprocessing
-from lrm_core.feedback import Connection
+from lrm_core.feedback import Connection, start_at_transpose
 from lrm_core.model import LRM
 from lrm_core.objective import GoalConfig, Objective
 from lrm_core.validate import validate
@@ -53,7 +53,8 @@ class ConnectionConfig(Config):
 class BackboneTraining(Config):
     """Everything that decides a run.
 
-    feedback_rate: learning rate of the feedback paths in units of the backbone's.
+    feedback_rate: learning rate of the feedback paths in units of the backbone's. transpose: scale at which the path
+    from the classifier to its features starts (see `start_at_transpose`) when the first goal-directed stage begins.
     """
 
     name: str
@@ -65,6 +66,7 @@ class BackboneTraining(Config):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     weight_decay: float = 5e-4
     feedback_rate: float = 1.0
+    transpose: float = 0.1
     batch_size: int = 128
     label_smoothing: float = 0.1
     precision: Literal["no", "bf16"] = "bf16"
@@ -97,6 +99,16 @@ def stage_at(stages: list[StageConfig], epoch: int) -> tuple[StageConfig, int]:
             return stage, before
         before += stage.epochs
     raise ValueError(f"epoch {epoch} lies after the last stage, which ends at {before}")
+
+
+def first_goal_epoch(stages: list[StageConfig]) -> int | None:
+    """The epoch at which looking for begins, if it ever does."""
+    before = 0
+    for stage in stages:
+        if stage.goals is not None:
+            return before
+        before += stage.epochs
+    return None
 
 
 def learning_rate_at(stage: StageConfig, fraction: float) -> float:
@@ -160,6 +172,10 @@ def train(config: BackboneTraining) -> Path:
         prepared.train()
         if stage.freeze_norm:
             freeze_norms(prepared)
+        begins = progress["batch"] == 0 or epoch > progress["epoch"]
+        if begins and epoch == first_goal_epoch(config.stages) and entry.features:
+            path = model.paths[Connection(entry.output, entry.features).key]
+            start_at_transpose(path, model.backbone.get_submodule(entry.output), config.transpose)  # type: ignore[arg-type]
         loader = accelerator.prepare(
             training_batches(images, config.batch_size, config.seed, epoch, config.data.workers)
         )

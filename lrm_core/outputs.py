@@ -1,0 +1,49 @@
+"""Write what a trained backbone says about every image of a data set: the vision side of the prior's training pairs.
+
+    python -m lrm_core.outputs --model runs/lrm_mini/model --source ../shared/data/tiny_imagenet --output outputs.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lrm_base.card import save_weights
+from lrm_base.data import DataConfig, Images, load_images, ordered_batches
+from lrm_core.weights import load_model
+
+
+def write_outputs(model_path: str | Path, source: str, split: str, output: str | Path, passes: int, workers: int) -> None:
+    """Unsteered outputs of the last of `passes` passes, `outputs` (n, M) logits, with `labels` (n,), as safetensors."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, preprocessing, card = load_model(Path(model_path) / "backbone.safetensors", device)
+    images = Images(load_images(DataConfig(source=source), split), preprocessing.size)  # type: ignore[arg-type]
+    outputs, labels = [], []
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+        for pixels, answer in tqdm(ordered_batches(images, 256, workers), desc="outputs", unit="batch"):
+            inputs = preprocessing.normalise(pixels.to(device).float() / 255)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            outputs.append(model.rollout(inputs, passes)[-1].float().cpu())
+            labels.append(answer)
+    tensors = {"outputs": torch.cat(outputs), "labels": torch.cat(labels)}
+    about = {"backbone": card["name"], "backbone_sha256": card["sha256"], "passes": passes, "split": split}
+    save_weights(output, tensors, {**about, "classes": card["classes"]}, half=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="model folder with backbone.safetensors")
+    parser.add_argument("--source", required=True, help="data set: folder or hub name, see lrm_base.data")
+    parser.add_argument("--split", default="train", choices=["train", "holdout", "valid"])
+    parser.add_argument("--output", required=True, help="….safetensors to write")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=0)
+    given = parser.parse_args()
+    write_outputs(given.model, given.source, given.split, given.output, given.passes, given.workers)
+
+
+if __name__ == "__main__":
+    main()

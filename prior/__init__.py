@@ -1,0 +1,1 @@
+"""Language to vision: a diffusion prior from text embeddings (N-D) to a backbone's outputs (M-D)."""

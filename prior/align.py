@@ -1,0 +1,193 @@
+"""Give a trained text tower its image tower: `accelerate launch -m prior.align --config configs/text_mini.yaml`.
+
+Locked-text tuning after LiT (Zhai et al. 2022), the other way round: the text tower is frozen and a tiny vision
+transformer learns to answer with the embedding of what is shown. Unusual: the negatives are the captions of all other
+classes, not those of the batch, and captions are drawn anew for every batch from names, synonyms and templates.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lrm_base.card import load_card
+from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.data import Images, augment, load_images, ordered_batches, training_batches
+from prior.captions import Vocabulary, fill, templates_for
+from prior.text import WEIGHTS, TextEncoder, open_folder
+
+if TYPE_CHECKING:
+    from prior.train_text import TextConfig
+
+TEMPLATES_TO_MEASURE = ("{name}", "a photo of {a}", "the {name}")
+
+
+class ImageAligner(nn.Module):
+    """An OpenCLIP model's image tower and its loss against caption embeddings."""
+
+    def __init__(self, visual: nn.Module, mean: list[float], std: list[float], scale: float = 20.0) -> None:
+        super().__init__()
+        self.visual = visual
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def embed(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
+        """Unit-length embeddings of pixels in 0–1."""
+        mean: Any = self.mean
+        std: Any = self.std
+        return F.normalize(self.visual((pixels - mean) / std).float(), dim=-1)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"], captions: Float[Tensor, "c n"], labels: Tensor) -> Tensor:
+        """Cross-entropy over the captions, one for each class."""
+        return F.cross_entropy(self.log_scale.exp() * self.embed(pixels) @ captions.T, labels, label_smoothing=0.05)
+
+
+def caption_bank(encoder: TextEncoder, vocabulary: Vocabulary) -> list[Float[Tensor, "k n"]]:
+    """For each class, the unit-length embeddings of its name and synonyms in every template."""
+    bank = []
+    for name, synonyms in zip(vocabulary.names, vocabulary.synonyms, strict=True):
+        texts = [fill(template, noun) for noun in (name, *synonyms) for template in templates_for(noun)]
+        bank.append(encoder.encode(texts))
+    return bank
+
+
+def class_embeddings(encoder: TextEncoder, names: tuple[str, ...]) -> Float[Tensor, "c n"]:
+    """Unit-length mean of each class name in a few templates, as in CLIP's zero-shot classifier."""
+    parts = [encoder.encode([fill(template, name) for name in names]) for template in TEMPLATES_TO_MEASURE]
+    return F.normalize(torch.stack(parts).mean(0), dim=-1)
+
+
+@torch.no_grad()
+def zero_shot(aligner: ImageAligner, images: Images, classes: Float[Tensor, "c n"]) -> dict[str, float]:
+    """Top-1 and top-5 accuracy of the nearest class embedding."""
+    aligner.eval()
+    first = fifth = count = 0
+    for pixels, labels in ordered_batches(images, 256):
+        scaled = pixels.to(classes.device).float() / 255
+        best = (aligner.embed(scaled) @ classes.T).topk(5, dim=1).indices.cpu()
+        first += int((best[:, 0] == labels).sum())
+        fifth += int((best == labels[:, None]).any(1).sum())
+        count += len(labels)
+    aligner.train()
+    return {"zero_shot/top1": first / count, "zero_shot/top5": fifth / count}
+
+
+def align(config: TextConfig) -> Path:
+    """Run or resume the alignment of the model in `run_folder/model`, and write it back with its image tower."""
+    from prior.train_text import save_text_model
+
+    if config.align is None:
+        raise ValueError("expected a configuration with an `align` part, got none")
+    settings, run = config.align, Path(config.run_folder)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
+    )
+    accelerator.init_trackers("align")
+    main = accelerator.is_main_process
+    torch.manual_seed(config.seed)
+
+    card = load_card(run / "model" / WEIGHTS)
+    model = open_folder(run / "model", config.name, accelerator.device)
+    encoder = TextEncoder.load(run / "model", device=accelerator.device)
+    vocabulary = Vocabulary.load(config.classes)
+    bank, classes = caption_bank(encoder, vocabulary), class_embeddings(encoder, vocabulary.names)
+    aligner = ImageAligner(model.visual.requires_grad_(True), card["preprocessing"]["mean"], card["preprocessing"]["std"])
+    optimizer: Any = torch.optim.AdamW(
+        [
+            {"params": [p for p in aligner.parameters() if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in aligner.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+    )
+    prepared, optimizer = accelerator.prepare(aligner, optimizer)
+
+    size = config.vision.image_size
+    images = Images(load_images(settings.data, "train"), size, in_memory=settings.data.in_memory)
+    valid = load_images(settings.data, "valid")
+    valid = Images(valid.select(range(min(settings.num_validation, len(valid)))), size)
+    progress = load_latest_checkpoint(accelerator, run / "align") or {"epoch": 0, "batch": 0, "step": 0}
+    step: int = progress["step"]
+    saved = time.monotonic()
+    measured: dict[str, float] = {}
+
+    for epoch in range(progress["epoch"], settings.epochs):
+        loader = accelerator.prepare(training_batches(images, settings.batch_size, config.seed, epoch))
+        skip = progress["batch"] if epoch == progress["epoch"] else 0
+        total = len(loader) * settings.epochs
+        total = total if settings.max_steps is None else min(total, settings.max_steps)
+        batches = accelerator.skip_first_batches(loader, skip) if skip else loader
+        bar = tqdm(batches, desc=f"align {epoch}", initial=skip, total=len(loader), disable=not main, mininterval=5)
+        for batch, (pixels, labels) in enumerate(bar, start=skip):
+            if step >= total:
+                break
+            rate = settings.learning_rate * min(1.0, (step + 1) / 200) * (1 + math.cos(math.pi * step / total)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            seed = (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
+            loss = _step(prepared, accelerator, pixels, labels, bank, size, seed)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            if step % 25 == 0:
+                accelerator.log({"align/loss": float(loss), "align/learning_rate": rate}, step=step)
+                bar.set_postfix({"loss": f"{float(loss):.3f}"}, refresh=False)
+            due = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
+            if float(accelerator.gather(due.to(accelerator.device)).flatten()[0]):
+                saved = time.monotonic()
+                save_checkpoint(accelerator, run / "align", step, {"epoch": epoch, "batch": batch + 1})
+        if main:
+            measured = zero_shot(aligner, valid, classes)
+            accelerator.log(measured, step=step)
+            tqdm.write(f"align {epoch} · " + " · ".join(f"{name} {value:.4f}" for name, value in measured.items()))
+        save_checkpoint(accelerator, run / "align", step, {"epoch": epoch + 1, "batch": 0})
+        if settings.max_steps is not None and step >= settings.max_steps:
+            break
+
+    if main:
+        measured = measured or zero_shot(aligner, valid, classes)
+        with torch.no_grad():
+            model.logit_scale.copy_(aligner.log_scale)
+        save_text_model(run / "model", model, config, card["measured"] | measured)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    accelerator.free_memory()
+    return run / "model"
+
+
+def _step(
+    prepared: nn.Module,
+    accelerator: Accelerator,
+    pixels: UInt8[Tensor, "b 3 h w"],
+    labels: Tensor,
+    bank: list[Tensor],
+    size: int,
+    seed: int,
+) -> Tensor:
+    """Loss of one batch; crops and captions depend on the seed alone."""
+    chooser = random.Random(seed)
+    captions = torch.stack([texts[chooser.randrange(len(texts))] for texts in bank])
+    inputs = augment(pixels, size, torch.Generator().manual_seed(seed), min_scale=0.5)
+    with accelerator.autocast():
+        return prepared(inputs, captions, labels)
+
+
+if __name__ == "__main__":
+    from prior.train_text import TextConfig
+
+    align(TextConfig.from_command_line(__doc__.splitlines()[0]))

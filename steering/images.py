@@ -1,0 +1,234 @@
+"""Image input: whatever a user names becomes one upright RGB photograph, or one clear line that says why not.
+
+Unusual about it: only formats of photographs are opened (EPS would start Ghostscript), the number of pixels is checked
+before any is decoded, and Pillow's warnings never reach the user. Colour profiles are not applied.
+"""
+
+import glob
+import importlib.util
+import os
+import stat
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from steering.errors import ImageError, printable
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
+    *(".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"),
+)
+SAMPLES = {"cat": "chelsea.png", "coffee": "coffee.png"}  # photographs that scikit-image carries
+SAMPLE_PREFIX = "sample:"
+
+
+def sample_names() -> tuple[str, ...]:
+    """The samples that need no file, by the names that `open_image` takes."""
+    first, second = SAMPLES
+    return tuple(SAMPLE_PREFIX + name for name in (*SAMPLES, f"{first}+{second}", f"{first}|{second}"))
+
+
+def open_image(source: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
+    """One upright RGB image, 8 bits a channel, at its full size; a new object, whatever is given.
+
+    source: a file's name; a sample (`sample:cat`, `sample:cat+coffee` is a 50/50 blend, `sample:cat|coffee` side by
+        side); a PIL image; or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16, bool, or of floats
+        from 0 to 1.
+
+    EXIF rotation is applied; 16 bits are scaled to 8 over their full range; transparency is put on white; of an
+    animation the first frame is taken. The last two are said in `.info["note"]`.
+
+    Raises ImageError: missing, no file, empty, truncated, not an image, more than 100 megapixels, unknown sample.
+    """
+    if isinstance(source, np.ndarray):
+        return _upright_rgb(_from_array(source), "array")
+    if isinstance(source, Image.Image):
+        label = printable(getattr(source, "filename", "") or "image")
+        try:
+            return _upright_rgb(source, label)
+        except OSError as error:  # opened elsewhere, and decoded only here
+            raise ImageError(f"{label}: {_one_line(error)}") from None
+    name = os.fsdecode(source)
+    if name.startswith(SAMPLE_PREFIX):
+        return _sample(name)
+    return _open_file(name)
+
+
+def expand(patterns: Iterable[str | os.PathLike]) -> list[str]:
+    """Names of single images from files, folders (searched recursively, sorted), globs (`**` too) and samples.
+
+    A plain name is passed on even if no such file exists, so that one missing file fails alone. Names that occur
+    twice are kept once. Raises ImageError for a glob that matches nothing and for a folder without images.
+    """
+    names: dict[str, None] = {}
+    for pattern in map(os.fsdecode, patterns):
+        if pattern.startswith(SAMPLE_PREFIX) or os.path.isfile(pattern):
+            found = [pattern]
+        elif os.path.isdir(pattern):
+            found = _images_below(pattern)
+            if not found:
+                raise ImageError(f"{printable(pattern)}: no images in this folder (known: {' '.join(SUFFIXES)})")
+        elif glob.has_magic(pattern):
+            matches = sorted(glob.glob(pattern, recursive=True))
+            found = [name for m in matches for name in (_images_below(m) if os.path.isdir(m) else [m])]
+            if not found:
+                raise ImageError(f"{printable(pattern)}: this pattern matches nothing")
+        else:
+            found = [pattern]
+        names.update(dict.fromkeys(found))
+    return list(names)
+
+
+def _images_below(folder: str) -> list[str]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [
+            os.path.join(parent, f)
+            for f in sorted(files)
+            if os.path.splitext(f)[1].lower() in SUFFIXES and not f.startswith(".")
+        ]
+    return found
+
+
+def _open_file(name: str) -> Image.Image:
+    label = printable(name)
+    if "://" in name:
+        raise ImageError(f"{label}: addresses are not fetched; download the image and name the file")
+    try:
+        status = os.stat(name)
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{label}: is a folder, not an image")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{label}: is not a regular file")
+        if status.st_size == 0:
+            raise ImageError(f"{label}: is empty (0 bytes)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or harmless
+            with Image.open(name, formats=FORMATS) as image:
+                return _upright_rgb(image, label)
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{label}: no such file") from None
+    except PermissionError:
+        raise ImageError(f"{label}: may not be read (permission denied)") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{label}: is not an image of a kind that is read ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{label}: more than the {MAX_PIXELS / 1e6:.0f} megapixels that are opened") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise ImageError(f"{label}: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    reason = printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+    return f"is damaged ({reason[:160]})"
+
+
+def _upright_rgb(image: Image.Image, label: str) -> Image.Image:
+    """8-bit RGB, turned as its EXIF tag says, without transparency. Reads the pixels."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{label}: has no pixels ({width} × {height})")
+    if width * height > MAX_PIXELS:
+        megapixels = f"{width * height / 1e6:.0f} megapixels ({width} × {height})"
+        raise ImageError(f"{label}: {megapixels}, more than the {MAX_PIXELS / 1e6:.0f} that are opened")
+    notes = []
+    if _is_animated(image):
+        image.seek(0)
+        notes.append("has several frames: the first is used")
+    image.load()
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block does not spoil the pixels
+        turned = image
+    if turned.mode in ("I", "F") or turned.mode.startswith("I;16"):
+        turned = _eight_bits(turned, label)
+    if turned.has_transparency_data:
+        rgba = turned.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        if np.asarray(alpha).min() < 255:
+            notes.append("is partly transparent: put on white")
+        rgb = Image.new("RGB", rgba.size, "white")
+        rgb.paste(rgba, mask=alpha)
+    else:
+        rgb = turned.convert("RGB")
+        rgb = rgb.copy() if rgb is image else rgb
+    rgb.info = {"note": "; ".join(notes)} if notes else {}
+    return rgb
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:  # an MPO is one photograph and its auxiliaries, as telephones write it
+        return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    except Exception:  # counting the frames of a damaged file; its first may still be whole
+        return False
+
+
+def _eight_bits(image: Image.Image, label: str) -> Image.Image:
+    """Mode L from 16 or 32 bits or floats: 16 bits over their full range, others over the range that they show."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError(f"{label}: has pixels that are not finite numbers")
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif image.mode == "F" and low >= 0 and high <= 255:
+        low, high = 0.0, 255.0
+    elif low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    scaled = (values - low) * (255 / (high - low) if high > low else 0)
+    return Image.fromarray(scaled.round().astype(np.uint8))
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    got = f"array: got shape {array.shape} of {array.dtype}"
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise ImageError(f"{got}; expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = (array / 257).round().astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ImageError(f"{got} with values from {array.min():g} to {array.max():g}; expected 0 to 1")
+        array = (array * 255).round().astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"{got}; expected uint8, uint16, bool, or floats from 0 to 1")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _sample(name: str) -> Image.Image:
+    label = printable(name)
+    body = name.removeprefix(SAMPLE_PREFIX)
+    mark = next((m for m in "+|" if m in body), None)
+    parts = body.split(mark) if mark else [body]
+    if len(parts) > 2 or any(part not in SAMPLES for part in parts):
+        raise ImageError(f"{label}: no such sample; choose from {', '.join(sample_names())}")
+    photos = [_bundled(part, label) for part in parts]
+    if mark is None:
+        return photos[0]
+    side = min(min(photo.size) for photo in photos)
+    first, second = (ImageOps.fit(photo, (side, side), Image.Resampling.LANCZOS) for photo in photos)
+    if mark == "+":
+        return Image.blend(first, second, 0.5)
+    both = Image.new("RGB", (2 * side, side))
+    both.paste(first, (0, 0))
+    both.paste(second, (side, 0))
+    return both
+
+
+def _bundled(sample: str, label: str) -> Image.Image:
+    """Reads the file beside scikit-image's code: its own reader imports much and may ask for the downloader."""
+    package = importlib.util.find_spec("skimage")
+    if package is None or not package.submodule_search_locations:
+        raise ImageError(f"{label}: the samples come with scikit-image, which is not installed")
+    return _open_file(str(Path(package.submodule_search_locations[0], "data", SAMPLES[sample])))

@@ -1,0 +1,260 @@
+"""`steer` as a user types it, against the embedded model: what is printed, what is written, which exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import steer_cli
+from steering.images import open_image
+
+KEYS = ["image", "query", "model", "prior", "verdict", "probability", "before", "after", "seconds"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def steer(*arguments: str | os.PathLike) -> int:
+    """The exit code; wrong usage raises SystemExit, as in any argparse program."""
+    try:
+        return steer_cli.main([os.fspath(a) for a in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "steer_cli.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+def objects(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    open_image("sample:coffee").save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+# what it answers
+
+
+def test_a_sample_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("--query", "a cat", "sample:cat") == 0
+    out, err = capsys.readouterr()
+    assert 'sample:cat · "a cat"' in out
+    assert "before" in out
+    assert "after" in out
+    assert any(verdict in out for verdict in ("PRESENT", "ABSENT", "UNSURE"))
+    assert err == ""
+
+
+def test_json_is_one_object_a_line_with_the_documented_keys(capsys: pytest.CaptureFixture[str], photo: Path) -> None:
+    images, queries = ["sample:cat", str(photo)], ["a cat", "an espresso"]
+    assert steer("--json", "--top", "3", "-q", queries[0], *images, "-q", queries[1]) == 0
+    answers = objects(capsys.readouterr().out)
+    assert [(a["image"], a["query"]) for a in answers] == [(i, q) for i in images for q in queries]
+    for answer in answers:
+        assert list(answer) == KEYS
+        assert answer["verdict"] in ("present", "absent", "unsure")
+        assert 0 <= answer["probability"] <= 1
+        assert len(answer["before"]) == len(answer["after"]) == 3
+        probabilities = [entry["probability"] for entry in answer["after"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert answer["seconds"] > 0
+
+
+def test_before_does_not_depend_on_the_query_and_after_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("--json", "-q", "a cat", "-q", "an espresso", "sample:cat+coffee") == 0
+    cat, espresso = objects(capsys.readouterr().out)
+    assert cat["before"] == espresso["before"]
+    assert cat["after"] != espresso["after"]
+
+
+def test_same_seed_same_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for _ in range(2):
+        assert steer("--json", "--seed", "7", "-q", "a cat", "sample:cat") == 0
+        (answer,) = objects(capsys.readouterr().out)
+        answers.append({key: value for key, value in answer.items() if key != "seconds"})
+    assert answers[0] == answers[1]
+
+
+def test_strength_zero_cannot_steer_and_pairs_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("--json", "--strength", "0", "-q", "a cat", "-q", "an espresso", "sample:cat+coffee") == 0
+    cat, espresso = objects(capsys.readouterr().out)
+    assert cat["after"] == espresso["after"]
+    assert steer("--json", "--strength", "0.5,1.5", "--passes", "3", "-q", "a cat", "sample:cat+coffee") == 0
+    assert objects(capsys.readouterr().out)[0]["after"] != cat["after"]
+
+
+def test_output_writes_a_picture_for_each_image_and_query(tmp_path: Path, photo: Path) -> None:
+    folder = tmp_path / "new" / "looks"
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    Image.open(photo).save(twin / "photo.jpg")
+    assert steer("-q", "a/cat?", "-q", "an espresso", photo, twin, "sample:cat|coffee", "-o", folder, "--json") == 0
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == [
+        *("photo--a-cat-2.png", "photo--a-cat.png", "photo--an-espresso-2.png", "photo--an-espresso.png"),
+        *("sample-cat-coffee--a-cat.png", "sample-cat-coffee--an-espresso.png"),
+    ]
+    for path in folder.iterdir():
+        with Image.open(path) as picture:
+            assert np.asarray(picture.convert("L")).std() > 20
+
+
+def test_picture_names_fit_any_file_system(tmp_path: Path) -> None:
+    assert steer("-q", "猫" * 3 + " " + "é" * 8, "sample:cat", "-o", tmp_path) == 0
+    long_name = tmp_path / ("x" * 200 + ".png")
+    Image.new("RGB", (8, 8)).save(long_name)
+    assert steer("-q", "..", long_name, "-o", tmp_path / "looks") == 0
+    (path,) = (tmp_path / "looks").iterdir()
+    assert path.name == "x" * 100 + "--query.png"
+
+
+def test_class_names_are_listed(capsys: pytest.CaptureFixture[str], steerer: object) -> None:
+    assert steer("--list-classes") == 0
+    assert tuple(capsys.readouterr().out.splitlines()) == steerer.class_names  # type: ignore[attr-defined]
+
+
+def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("--version") == 0
+    assert capsys.readouterr().out == f"steer {steer_cli.__version__}\n"
+
+
+# images that fail, while the others go on
+
+
+def test_failed_images_are_named_and_the_others_go_on(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty, letter, half = tmp_path / "empty.jpg", tmp_path / "letter.png", tmp_path / "half.jpg"
+    empty.touch()
+    letter.write_text("Dear network")
+    half.write_bytes(photo.read_bytes()[:5000])
+    gone = tmp_path / "gone\nagain.jpg"
+    assert steer("--json", "-q", "a cup", gone, empty, "sample:dog", letter, half, photo) == 1
+    out, err = capsys.readouterr()
+    assert [answer["image"] for answer in objects(out)] == [str(photo)]
+    lines = err.splitlines()
+    assert len(lines) == 5
+    for line, name in zip(
+        lines, ("gone\\nagain.jpg", "empty.jpg", "sample:dog", "letter.png", "half.jpg"), strict=True
+    ):
+        assert line.startswith("steer: ")
+        assert name in line
+
+
+def test_an_animation_is_looked_at_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert steer("--json", "-q", "a cat", tmp_path / "moving.gif") == 0
+    assert "moving.gif: has several frames: the first is used" in capsys.readouterr().err
+    assert steer("--json", "--quiet", "-q", "a cat", tmp_path / "moving.gif") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_not_utf8_give_valid_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.png")))
+    try:
+        Image.new("RGB", (8, 8)).save(path)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    assert steer("--json", "-q", "a cat", tmp_path, "-o", tmp_path / "looks") == 0
+    (answer,) = objects(capsys.readouterr().out)
+    assert answer["image"].endswith("caf\\xe9\\n.png")
+    assert answer["image"].encode("utf-8")
+
+
+def test_a_picture_that_cannot_be_written_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sample-cat--a-cat.png").mkdir()
+    assert steer("--json", "-q", "a cat", "sample:cat", "-o", tmp_path) == 1
+    out, err = capsys.readouterr()
+    assert len(objects(out)) == 1
+    assert "sample-cat--a-cat.png: not written" in err
+
+
+# wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to look for"),
+        (["sample:cat"], "nothing to look for"),
+        (["-q", "a cat"], "no images"),
+        (["-q", "  ", "sample:cat"], "got an empty query"),
+        (["-q", "word " * 300, "sample:cat"], "token"),
+        (["-q", "a cat", "sample:cat", "--model", "nobody"], "lrm_mini"),
+        (["-q", "a cat", "sample:cat", "--device", "toaster"], "toaster"),
+        (["-q", "a cat", "sample:cat", "--top", "0"], "at least 1"),
+        (["-q", "a cat", "sample:cat", "--passes", "1"], "at least 2"),
+        (["-q", "a cat", "sample:cat", "--seed", "-1"], "--seed"),
+        (["-q", "a cat", "sample:cat", "--strength", "strong"], "got 'strong'; expected a number"),
+        (["-q", "a cat", "sample:cat", "--strength", "1,2,3"], "got '1,2,3'"),
+        (["-q", "a cat", "sample:cat", "--strength", "nan"], "got 'nan'"),
+        (["-q", "a cat", "sample:cat", "--strenght", "1"], "--strenght"),
+        (["-q", "a cat", "nothing-*.jpg"], "nothing-*.jpg: this pattern matches nothing"),
+        (["-q", "a cat", "sample:cat", "--output", __file__], "--output"),
+    ],
+)
+def test_wrong_usage_exits_2_with_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert steer(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_bad_query_is_told_before_any_image_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("--json", "-q", "a cat", "-q", "word " * 300, "sample:cat") == 2
+    assert capsys.readouterr().out == ""
+
+
+# as a process of its own
+
+
+def test_help_shows_examples_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, steer_cli\n"
+        "try: steer_cli.main(['--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'matplotlib', 'tqdm', 'steering'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'steer --query "a cat" sample:cat' in done.stdout
+    assert "exit codes" in done.stdout
+
+
+def test_it_runs_from_another_folder_without_a_word_on_stderr(tmp_path: Path) -> None:
+    done = run("-q", "a cat", "sample:cat", "sample:coffee", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count('"a cat"') == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and pipes")
+def test_an_interrupt_and_a_closed_pipe_end_without_a_traceback() -> None:
+    images = ["sample:cat", *(f"missing-{i}.jpg" for i in range(3000)), "sample:coffee"]
+    command = [sys.executable, str(ROOT / "steer_cli.py"), "-q", "a cat", *images]
+    for interrupt, code in ((True, 130), (False, 141)):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()  # the first look is taken; the next errors fill their pipe, and wait
+            if interrupt:
+                process.send_signal(signal.SIGINT)
+            else:
+                process.stdout.close()
+            errors = process.stderr.read()
+        assert process.returncode == code
+        assert "Traceback" not in errors
