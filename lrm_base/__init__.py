@@ -1,1 +1,1 @@
-"""What `lrm_core` and `prior` share without knowing each other: configurations, weight cards, checkpoints, image data."""
+"""What `lrm_core` and `prior` share without knowing each other: configurations, cards, checkpoints, image data."""

@@ -44,7 +44,7 @@ def save_checkpoint(accelerator: Accelerator, folder: str | Path, step: int, pro
 
 
 def load_latest_checkpoint(accelerator: Accelerator, folder: str | Path) -> dict[str, Any] | None:
-    """Restore the newest complete checkpoint into what accelerate prepared; its `progress`, or None if there is none."""
+    """Restore the newest complete checkpoint into what accelerate prepared: its `progress`, or None without one."""
     accelerator.wait_for_everyone()
     complete = _complete(Path(folder))
     if not complete:

@@ -10,10 +10,12 @@ import argparse
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+C = TypeVar("C", bound="Config")  # not typing.Self: the tests' shape checks cannot resolve it on methods
 
 
 class Config(BaseModel):
@@ -22,7 +24,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+    def load(cls: type[C], path: str | Path, overrides: Iterable[str] = ()) -> C:
         """Read a YAML file, apply `dotted.key=value` overrides (values are YAML), validate.
 
         Raises:
@@ -42,7 +44,7 @@ class Config(BaseModel):
         return cls.parse(values, where=str(path))
 
     @classmethod
-    def parse(cls, values: dict[str, Any], where: str = "configuration") -> Self:
+    def parse(cls: type[C], values: dict[str, Any], where: str = "configuration") -> C:
         """Validate a plain dict. Raises ValueError that names every wrong key."""
         try:
             return cls.model_validate(values)
@@ -50,7 +52,7 @@ class Config(BaseModel):
             raise ValueError("\n  ".join([f"{where}:", *(_explain(cls, item) for item in error.errors())])) from None
 
     @classmethod
-    def from_command_line(cls, description: str, argv: Sequence[str] | None = None) -> Self:
+    def from_command_line(cls: type[C], description: str, argv: Sequence[str] | None = None) -> C:
         """`--config FILE [key.sub=value …]`, with usage errors (exit code 2) for what is wrong."""
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--config", required=True, help="a YAML file, see configs/")

@@ -1,7 +1,7 @@
 """Goals for training: what the network's own output looks like for a class, or for a group of classes ("a dog").
 
-A memory keeps a few recent unsteered outputs of every class. A goal is the mean of a class's memory, one of its entries,
-or the mean over a group. So the network learns to look for outputs as a language prior would later produce them.
+A memory keeps a few recent unsteered outputs of every class. A goal is the mean of a class's memory, one of its
+entries, or the mean over a group. So the network learns to look for outputs as a language prior later produces them.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ class LRM(nn.Module):
         *,
         steer_first: bool = False,
     ) -> list[Float[Tensor, "b m"]]:
-        """The outputs of several passes. The goal acts from the second pass on, or from the first with `steer_first`."""
+        """Outputs of several passes. The goal acts from the second pass on, or from the first with `steer_first`."""
         if passes < 1:
             raise ValueError(f"passes: got {passes}, expected at least 1")
         stem = self.stem(images)
@@ -236,9 +236,7 @@ class LRM(nn.Module):
             outputs.append(output)
         return outputs
 
-    def _feedback(
-        self, state: State | None, steer: Sequence[Steer]
-    ) -> dict[str, tuple[Tensor, Strength | None]]:
+    def _feedback(self, state: State | None, steer: Sequence[Steer]) -> dict[str, tuple[Tensor, Strength | None]]:
         """For each source that sends feedback in this pass: its activation, and the gain if a goal sets it."""
         feedback: dict[str, tuple[Tensor, Strength | None]] = {}
         if state is not None:

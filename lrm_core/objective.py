@@ -73,9 +73,7 @@ class Objective(nn.Module):
         num_steered = 0 if goals is None or not self.memory.ready else int(len(pixels) * goals.share)
         seen = slice(num_steered, None)
         outputs = self.model.rollout(self._prepare(pixels[seen]), passes)
-        losses = [
-            F.cross_entropy(o.float(), labels[seen], label_smoothing=self.label_smoothing) for o in outputs
-        ]
+        losses = [F.cross_entropy(o.float(), labels[seen], label_smoothing=self.label_smoothing) for o in outputs]
         loss = torch.stack(losses).mean()
         log = {"loss/seeing": loss.detach()}
         if goals is not None:
@@ -109,7 +107,8 @@ class Objective(nn.Module):
         ]
         present = torch.cat([presence(scene.labels, self.num_classes) for scene in scenes])  # (b, m)
         stem = self.model.stem(self._prepare(torch.cat([scene.pixels for scene in scenes])))
-        with torch.no_grad():  # the first pass carries no loss here: it only proposes confusable goals and sets the state
+        # The first pass carries no loss here: it only proposes confusable goals and sets the state.
+        with torch.no_grad():
             first, state = self.model.step(stem)
         members, is_there = self._choose(present, first.float(), goals, generator)
         low, high = goals.strength

@@ -1,6 +1,7 @@
-"""Write what a trained backbone says about every image of a data set: the vision side of the prior's training pairs.
+r"""Write what a trained backbone says about every image of a data set: the vision side of the prior's training pairs.
 
-    python -m lrm_core.outputs --model runs/lrm_mini/model --source ../shared/data/tiny_imagenet --output outputs.safetensors
+    python -m lrm_core.outputs --model runs/lrm_mini/model --source ../shared/data/tiny_imagenet \
+        --output runs/outputs.safetensors
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from lrm_base.data import DataConfig, Images, load_images, ordered_batches
 from lrm_core.weights import load_model
 
 
-def write_outputs(model_path: str | Path, source: str, split: str, output: str | Path, passes: int, workers: int) -> None:
-    """Unsteered outputs of the last of `passes` passes, `outputs` (n, M) logits, with `labels` (n,), as safetensors."""
+def write_outputs(
+    model_path: str | Path, source: str, split: str, output: str | Path, passes: int, workers: int
+) -> None:
+    """Write unsteered outputs of the last pass, `outputs` (n, M) logits, and `labels` (n,), as safetensors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocessing, card = load_model(Path(model_path) / "backbone.safetensors", device)
     images = Images(load_images(DataConfig(source=source), split), preprocessing.size)  # type: ignore[arg-type]

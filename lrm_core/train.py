@@ -66,7 +66,7 @@ class BackboneTraining(Config):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     weight_decay: float = 5e-4
     feedback_rate: float = 1.0
-    transpose: float = 0.1
+    transpose: float = 0.02
     batch_size: int = 128
     label_smoothing: float = 0.1
     precision: Literal["no", "bf16"] = "bf16"

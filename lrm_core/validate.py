@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lrm_base.data import Images, ordered_batches
 from lrm_core.model import Steer
@@ -47,7 +48,8 @@ def validate(objective: Objective, images: Images, passes: int, size: int, stren
                 scenes = compose(kind, pixels[picks], labels[picks], generator)
                 absent = torch.randint(0, objective.num_classes, (1000,), generator=generator).to(device)
                 is_absent = (scenes.labels != absent[:, None]).all(1)
-                unsteered, found = [], {"present": [], "absent": []}
+                unsteered: list[Tensor] = []
+                found: dict[str, list[Tensor]] = {"present": [], "absent": []}
                 for part, inside, outside in zip(
                     scenes.pixels.split(250), scenes.labels[:, -1].split(250), absent.split(250), strict=True
                 ):

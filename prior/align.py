@@ -105,7 +105,9 @@ def align(config: TextConfig) -> Path:
     encoder = TextEncoder.load(run / "model", device=accelerator.device)
     vocabulary = Vocabulary.load(config.classes)
     bank, classes = caption_bank(encoder, vocabulary), class_embeddings(encoder, vocabulary.names)
-    aligner = ImageAligner(model.visual.requires_grad_(True), card["preprocessing"]["mean"], card["preprocessing"]["std"])
+    aligner = ImageAligner(
+        model.visual.requires_grad_(True), card["preprocessing"]["mean"], card["preprocessing"]["std"]
+    )
     optimizer: Any = torch.optim.AdamW(
         [
             {"params": [p for p in aligner.parameters() if p.ndim > 1], "weight_decay": 0.05},
@@ -134,7 +136,8 @@ def align(config: TextConfig) -> Path:
         for batch, (pixels, labels) in enumerate(bar, start=skip):
             if step >= total:
                 break
-            rate = settings.learning_rate * min(1.0, (step + 1) / 200) * (1 + math.cos(math.pi * step / total)) / 2
+            warmup = min(1.0, (step + 1) / max(1, total // 10))
+            rate = settings.learning_rate * warmup * (1 + math.cos(math.pi * step / total)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
             seed = (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
@@ -145,8 +148,8 @@ def align(config: TextConfig) -> Path:
             optimizer.zero_grad()
             step += 1
             if step % 25 == 0:
-                accelerator.log({"align/loss": float(loss), "align/learning_rate": rate}, step=step)
-                bar.set_postfix({"loss": f"{float(loss):.3f}"}, refresh=False)
+                accelerator.log({"align/loss": loss.item(), "align/learning_rate": rate}, step=step)
+                bar.set_postfix({"loss": f"{loss.item():.3f}"}, refresh=False)
             due = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
             if float(accelerator.gather(due.to(accelerator.device)).flatten()[0]):
                 saved = time.monotonic()

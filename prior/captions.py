@@ -65,7 +65,8 @@ _IRREGULAR = {
     "tooth": "teeth", "ox": "oxen", "die": "dice", "knife": "knives", "wife": "wives", "life": "lives",
     "wolf": "wolves", "leaf": "leaves", "loaf": "loaves", "calf": "calves", "half": "halves", "shelf": "shelves",
     "thief": "thieves", "elf": "elves", "hoof": "hooves", "potato": "potatoes", "tomato": "tomatoes",
-    "hero": "heroes", "monarch": "monarchs", "stomach": "stomachs", "echo": "echoes", "cactus": "cacti", "fungus": "fungi", "woman": "women", "man": "men",
+    "hero": "heroes", "monarch": "monarchs", "stomach": "stomachs", "echo": "echoes", "cactus": "cacti",
+    "fungus": "fungi", "woman": "women", "man": "men",
 }  # fmt: skip
 _UNCHANGED = {"fish", "sheep", "deer", "bison", "moose", "shrimp", "cattle", "aircraft", "swine", "series", "species"}
 _NOT_MEN = {"human", "german", "roman", "ottoman", "talisman", "shaman", "caiman", "norman", "cayman"}
@@ -75,20 +76,23 @@ _MASS = {
 }  # fmt: skip
 _SINGULAR_IN_S = {"bus", "gas", "lens", "christmas", "canvas", "atlas", "texas", "pancreas", "minibus", "cosmos"}
 _SPELT_OUT = re.compile(r"^([AEFHILMNORSX][A-Z0-9-]|iP)")  # an ATM, an X-ray, an iPod
-_CONSONANT_SOUND = re.compile(r"^(uni(?!n|m)|us[aeu]|ut[ei]|u[bf]o|eu|ewe|one(?![a-z])|once|ouija)", re.IGNORECASE)
+_CONSONANT_SOUND = re.compile(
+    r"^(uni(?!n|m)|uk[ue]|us[aeu]|ut[ei]|u[bf]o|eu|ewe|one(?![a-z])|once|ouija)", re.IGNORECASE
+)
 _SILENT_H = re.compile(r"^(hour|honest|honor|honour|heir)", re.IGNORECASE)
 
 
 def is_plural(noun: str) -> bool:
     """Whether a noun phrase is a plural by itself: `binoculars`, `swimming trunks`; not `compass` or `school bus`."""
-    last = noun.split()[-1].lower() if noun.strip() else ""
+    words = noun.split()
+    last = words[_head(words)].lower() if words else ""
     return last.endswith("s") and not last.endswith(("ss", "us", "is", "'s")) and last not in _SINGULAR_IN_S
 
 
 def article(noun: str) -> str:
     """`a`, `an`, or nothing for what takes neither (plurals, and masses such as `guacamole`)."""
     words = noun.split()
-    if not words or is_plural(noun) or words[-1].lower() in _MASS:
+    if not words or is_plural(noun) or words[_head(words)].lower() in _MASS:
         return ""
     if _SPELT_OUT.match(noun) or _SILENT_H.match(noun):
         return "an"
@@ -105,15 +109,19 @@ def plural(noun: str) -> str:
     words = noun.split()
     if not words:
         return noun
-    head = len(words) - 1
-    for index, word in enumerate(words[1:], start=1):
-        if word in ("of", "in", "with", "on", "for"):
-            head = index - 1
-            break
-    if is_plural(" ".join(words[: head + 1])) or words[head].lower() in _MASS:
+    head = _head(words)
+    if is_plural(noun) or words[head].lower() in _MASS:
         return noun
     words[head] = _plural_word(words[head])
     return " ".join(words)
+
+
+def _head(words: Sequence[str]) -> int:
+    """The place of the word that a noun phrase is about: the one before the first preposition, or the last."""
+    for index, word in enumerate(words[1:], start=1):
+        if word in ("of", "in", "with", "on", "for"):
+            return index - 1
+    return len(words) - 1
 
 
 def _plural_word(word: str) -> str:
@@ -138,9 +146,23 @@ def fill(template: str, noun: str) -> str:
 
 def templates_for(noun: str) -> tuple[str, ...]:
     """The templates that make good English of this noun: a plural or a mass gets no second plural."""
-    if is_plural(noun) or (noun.split() and noun.split()[-1].lower() in _MASS):
-        return tuple(t.replace(" is the", " are the") if is_plural(noun) else t for t in TEMPLATES if "this is" not in t)
+    if is_plural(noun):
+        swaps = {
+            " is the": " are the",
+            "is there {a}": "are there {a}",
+            "there is": "there are",
+            "this is": "these are",
+        }
+        return tuple(_swapped(template, swaps) for template in TEMPLATES)
+    if not article(noun):
+        return TEMPLATES
     return TEMPLATES + PLURAL_TEMPLATES
+
+
+def _swapped(template: str, swaps: dict[str, str]) -> str:
+    for old, new in swaps.items():
+        template = template.replace(old, new)
+    return template
 
 
 def query_variants(noun: str) -> tuple[str, ...]:
@@ -178,7 +200,9 @@ class Vocabulary:
             if not entry.get("name"):
                 raise ValueError(f"class {label}: expected a name, got {entry!r}")
             if entry.get("label", label) != label:
-                raise ValueError(f"class {entry['name']}: expected label {label}, its place in the table, got {entry['label']}")
+                raise ValueError(
+                    f"class {entry['name']}: expected label {label}, its place in the table, got {entry['label']}"
+                )
             names.append(entry["name"])
             synonyms.append(tuple(word for word in entry.get("synonyms", ()) if not self.holds_out(word)))
             for word in entry.get("is_a", ()):
@@ -212,7 +236,7 @@ class Vocabulary:
 
         def add(noun: str, labels: Iterable[int], kind: Kind) -> None:
             if not self.holds_out(noun):
-                _, known, first = meaning.setdefault(normal(noun), (noun, set(), kind))
+                _, known, _ = meaning.setdefault(normal(noun), (noun, set(), kind))
                 known.update(labels)
 
         for label, name in enumerate(self.names):

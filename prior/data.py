@@ -28,7 +28,7 @@ class Texts:
     """Embedded texts and what they mean.
 
     Attributes:
-        embeddings: (t, N) unit length. meanings: (t, M) probabilities over the classes. weights: (t,) how often to draw.
+        embeddings: (t, N), unit length. meanings: (t, M), probabilities over classes. weights: (t,), how often to draw.
     """
 
     embeddings: Tensor
@@ -116,13 +116,24 @@ def build_texts(
 
 
 class Pairs:
-    """Draws (text embedding, output of one image that the text fits) at random."""
+    """Draws (text embedding, output of one image that the text fits) at random.
+
+    Raises:
+        ValueError: a class that a text means has no image, or a label is of no class.
+    """
 
     def __init__(self, texts: Texts, outputs: Float[Tensor, "n m"], labels: Int[Tensor, " n"]) -> None:
         self.texts, self.outputs = texts, outputs
         self.order = labels.argsort()
         self.counts = torch.bincount(labels, minlength=texts.meanings.shape[1])
         self.starts = self.counts.cumsum(0) - self.counts
+        meant = (texts.meanings * texts.weights[:, None]).sum(0) > 0
+        empty = (meant & (self.counts[: len(meant)] == 0)).nonzero().flatten().tolist()
+        if empty or len(self.counts) > len(meant):
+            raise ValueError(
+                f"outputs: expected images of classes 0 to {len(meant) - 1}, got labels up to {len(self.counts) - 1} "
+                f"and no image of classes {empty}"
+            )
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b m"]]:
         """`count` pairs: a text by weight, a class by the text's meaning, an image of that class."""

@@ -7,7 +7,6 @@ safetensors file.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class Prior(nn.Module):
     ) -> Float[Tensor, "b s m"]:
         """Goal vectors for text embeddings (unit length): `num_samples` each, in logits of the backbone.
 
-        Every text gets the same starting noise, so a text's samples do not depend on what stands beside it in the batch.
+        Every text gets the same starting noise: a text's samples do not depend on what stands beside it in the batch.
 
         Raises:
             ValueError: the embeddings' width is not the one that the prior was trained with.

@@ -50,7 +50,7 @@ def ddim(
         raise ValueError(f"steps: got {steps}, expected 1 to {len(alphas)}")
     if eta and generator is None:
         raise ValueError("eta > 0 draws noise: a generator is needed")
-    times = torch.linspace(len(alphas) - 1, 0, steps + 1)[:-1].round().long().tolist() if steps > 1 else [len(alphas) - 1]
+    times = [len(alphas) * k // steps - 1 for k in range(steps, 0, -1)]  # evenly spaced; all steps: every time once
     x = noise
     for index, time in enumerate(times):
         clean = denoise(x, time)

@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from lrm_base.config import Config as _Config  # noqa: F401
+from torch.overrides import TorchFunctionMode
 
 WEIGHTS = "text.safetensors"
 
@@ -84,7 +82,7 @@ class TextEncoder:
                 f"{folder / WEIGHTS} was altered: its card states SHA-256 {card.get('sha256')}, the file has {found}"
             )
         model = open_folder(folder, card["name"], device)
-        return cls(model, _tokenizer(model.context_length), card["name"], card)
+        return cls(model, _tokenizer(), card["name"], card)
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "b width"]:
         """Embeddings of unit length, in float32 on the encoder's device.
@@ -177,15 +175,28 @@ def open_folder(folder: str | Path, name: str, device: str | torch.device = "cpu
         raise ValueError(f"no OpenCLIP configuration: expected {file}")
     if open_clip.get_model_config(name) != json.loads(file.read_text()):
         open_clip.add_model_config(file)
-    return open_clip.create_model(name, pretrained=str(folder / WEIGHTS), device=device)
+    with torch.random.fork_rng(devices=[]), _NoRandomStart():
+        return open_clip.create_model(name, pretrained=str(folder / WEIGHTS), device=device)
 
 
-def _tokenizer(context_length: int) -> Any:
+class _NoRandomStart(TorchFunctionMode):
+    """Leave memory as it is where a model would draw its first weights: all are loaded, strictly, right after.
+
+    Half of the time to load.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _tokenizer() -> Any:
     """OpenCLIP's tokenizer: the one it built when it was imported, for building another takes half a second."""
     import open_clip.tokenizer
 
     shared = open_clip.tokenizer._tokenizer
-    assert shared.vocab_size == 49408 and context_length > 2
+    assert shared.vocab_size == 49408
     return shared
 
 

@@ -116,6 +116,10 @@ def train(config: PriorTraining) -> Path:
     mean, std = outputs.mean(0), outputs.std(0).clamp(min=1e-3)
     encoder = TextEncoder.load(config.text_encoder, device=str(accelerator.device))
     vocabulary, texts = load_texts(config, encoder)
+    if len(vocabulary.names) != outputs.shape[1]:
+        raise ValueError(
+            f"{config.classes} has {len(vocabulary.names)} classes, {config.outputs} outputs of {outputs.shape[1]}"
+        )
     pairs = Pairs(texts, (outputs - mean) / std, labels)
 
     network = PriorNetwork(texts.embeddings.shape[1], outputs.shape[1], config.width, config.depth)
@@ -159,13 +163,14 @@ def train(config: PriorTraining) -> Path:
         step += 1
         bar.update()
         if step % 25 == 0:
-            accelerator.log({"loss": float(loss), "learning_rate": rate}, step=step)
-            bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+            accelerator.log({"loss": loss.item(), "learning_rate": rate}, step=step)
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step % config.steps_per_epoch == 0:
             if main:
                 metrics = understood(prior.eval(), vocabulary, encoder)
                 accelerator.log(metrics, step=step)
-                tqdm.write(f"step {step} · loss {float(loss):.4f} · " + " · ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+                shown = {"loss": loss.item(), **metrics}
+                tqdm.write(" · ".join([f"step {step}", *(f"{name} {value:.4f}" for name, value in shown.items())]))
             due = True
         else:
             flag = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
@@ -179,7 +184,7 @@ def train(config: PriorTraining) -> Path:
     if main:
         card = {
             "name": config.name,
-            "paper": "Ramesh et al., Hierarchical Text-Conditional Image Generation with CLIP Latents, 2022 (the prior)",
+            "paper": "Ramesh et al., Hierarchical Text-Conditional Image Generation with CLIP Latents, 2022 (prior)",
             "licence": "MIT",
             "backbone": about["backbone"],
             "backbone_sha256": about["backbone_sha256"],

@@ -2,11 +2,9 @@
 
 `accelerate launch -m prior.train_text --config configs/text_mini.yaml`
 
-Loss: 1 − cosine to the teacher, plus the divergence of the similarities to the class names and to the rest of the batch
-(relational distillation, Park et al. 2019; SEED, Fang et al. 2021), which keeps the order of neighbours. Unusual: every
-BPE token starts as the teacher's embedding of its own letters and the first layer as their mean, so that training
-starts from a bag of words that already works. Then `prior.align` gives the model its image tower. The same command
-resumes an interrupted run.
+The teacher's embeddings are computed once and kept in the run folder; `prior.phrases` says of what, `prior.distil` with
+which loss. Then `prior.align` gives the model its image tower. The same command resumes an interrupted run, exactly:
+everything random is drawn from the seed, the epoch and the step.
 """
 
 from __future__ import annotations
@@ -19,11 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from lrm_base.card import save_weights, write_atomically
@@ -31,8 +27,9 @@ from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
 from lrm_base.config import Config
 from lrm_base.data import DataConfig
 from prior.captions import Vocabulary
+from prior.distil import Distiller, measure, start_from_letters
 from prior.phrases import Phrasing, Pool, Teacher, build_pool, pad, read_synsets
-from prior.text import WEIGHTS, run_text_tower, text_tower
+from prior.text import WEIGHTS
 
 
 class TextTowerConfig(Config):
@@ -70,8 +67,9 @@ class TextConfig(Config):
     """Everything that decides a run.
 
     synset_share: how far a noun's target leans towards its synonyms. num_sentences: short scenes among the phrases.
-    num_held_out: phrases that are never trained on. relational: weight of the two divergences, at `temperature`.
-    other_names: .npz files with an array `names`, more things that photographs show.
+    num_held_out: phrases that are never trained on. num_words: how many words of the tokenizer to add, the most
+    frequent first. letters: start every token from its letters, or at random. relational: weight of the two
+    divergences, at `temperature`. other_names: .npz files with an array `names`, more things that photographs show.
     """
 
     name: str
@@ -86,42 +84,20 @@ class TextConfig(Config):
     examples_per_epoch: int
     batch_size: int = 512
     learning_rate: float = 1.5e-3
+    warmup_steps: int = 100
     weight_decay: float = 0.01
     relational: float = 0.25
     temperature: float = 0.05
     synset_share: float = 0.6
     num_sentences: int = 40_000
     num_held_out: int = 2000
+    num_words: int = 40_000
+    letters: bool = True
     precision: Literal["no", "bf16"] = "bf16"
     seed: int = 0
     checkpoint_minutes: float = 4.0
     max_steps: int | None = None
     align: AlignConfig | None = None
-
-
-class Distiller(nn.Module):
-    """An OpenCLIP model's text tower and its loss against the teacher."""
-
-    def __init__(self, model: nn.Module, class_targets: Float[Tensor, "c n"], relational: float, temperature: float):
-        super().__init__()
-        self.model, self.relational, self.temperature = model, relational, temperature
-        self.register_buffer("class_targets", class_targets, persistent=False)
-
-    def forward(self, ids: Int[Tensor, "b t"], targets: Float[Tensor, "b n"]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its parts for the log. `targets` are of unit length."""
-        embedding = F.normalize(run_text_tower(self.model, ids)[0].float(), dim=-1)
-        cosine = (embedding * targets).sum(-1).mean()
-        classes: Any = self.class_targets
-        to_classes = self._divergence(embedding @ classes.T, targets @ classes.T)
-        itself = torch.eye(len(targets), device=targets.device) * -100.0
-        to_others = self._divergence(embedding @ embedding.T + itself, targets @ targets.T + itself)
-        loss = 1 - cosine + self.relational * (to_classes + to_others)
-        return loss, {"cosine": cosine, "classes": to_classes, "neighbours": to_others}
-
-    def _divergence(self, got: Tensor, expected: Tensor) -> Tensor:
-        log_got = F.log_softmax(got / self.temperature, dim=-1)
-        log_expected = F.log_softmax(expected / self.temperature, dim=-1)
-        return F.kl_div(log_got, log_expected, reduction="batchmean", log_target=True)
 
 
 def architecture(config: TextConfig) -> dict[str, Any]:
@@ -140,55 +116,7 @@ def build_model(config: TextConfig) -> Any:
     return open_clip.CLIP(**architecture(config))
 
 
-@torch.no_grad()
-def start_from_letters(
-    model: nn.Module, letters: Float[Tensor, "vocabulary n"], targets: Float[Tensor, "m n"], num_special: int = 2
-) -> None:
-    """Set the text tower to a bag of words in the main directions of the targets.
-
-    letters: teacher embeddings of the tokens' strings; the last `num_special` tokens (start, end) have no meaning.
-    """
-    tower = text_tower(model)
-    width = tower.token_embedding.embedding_dim
-    _, directions = torch.linalg.eigh(targets.T @ targets)
-    basis = directions.flip(1)[:, :width]  # (n, width), the largest first
-    tower.token_embedding.weight.copy_(F.normalize(letters @ basis, dim=-1))
-    tower.token_embedding.weight[-num_special:].normal_(std=0.01)
-    tower.text_projection.copy_(basis.T)
-    for number, block in enumerate(tower.transformer.resblocks):
-        block.attn.in_proj_weight[: 2 * width].mul_(0.3)  # little preference between tokens: their mean
-        block.attn.in_proj_weight[2 * width :].copy_(torch.eye(width))
-        block.attn.out_proj.weight.copy_(torch.eye(width) * (1.0 if number == 0 else 0.1))
-        block.mlp.c_proj.weight.mul_(0.1)
-
-
-@torch.no_grad()
-def measure(
-    model: nn.Module, phrasing: Phrasing, indices: list[int], class_indices: list[int], template: str
-) -> dict[str, float]:
-    """Against the teacher, on phrases of the pool: mean cosine; agreement on the nearest class name, and within 5."""
-
-    def embed(chosen: list[int]) -> Tensor:
-        rows = [phrasing.tokens(index, template) for index in chosen]
-        parts = [run_text_tower(model, pad(rows[i : i + 256]).to(device))[0] for i in range(0, len(rows), 256)]
-        return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
-
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    found, classes = embed(indices), embed(class_indices)
-    model.train(training)
-    targets, class_targets = phrasing.pool.targets[indices], phrasing.pool.targets[class_indices]
-    nearest = (targets @ class_targets.T).argmax(1, keepdim=True)
-    ranked = (found @ classes.T).argsort(1, descending=True)
-    return {
-        "cosine": float((found * targets).sum(1).mean()),
-        "top1": float((ranked[:, :1] == nearest).any(1).float().mean()),
-        "top5": float((ranked[:, :5] == nearest).any(1).float().mean()),
-    }
-
-
-def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int], Tensor]:
+def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int], Tensor | None]:
     """The pool in its tokens, the places of the class names in it, and the teacher's embeddings of the BPE tokens."""
     from open_clip.tokenizer import _tokenizer as tokenizer
 
@@ -196,9 +124,10 @@ def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int
     names = [n for file in config.other_names for n in np.load(file)["names"].tolist()]
     others = [name.split("(")[0].replace("_", " ").strip() for name in names]
     whole = [token[:-4] for token in tokenizer.encoder if token.endswith("</w>") and len(token) > 6]
-    words = [word for word in whole if word.isascii() and word.isalpha()]
+    words = [word for word in whole if word.isascii() and word.isalpha()][: config.num_words]
     teacher = Teacher(Path(config.run_folder) / "teacher", device)
-    letters = teacher([tokenizer.decoder[i].replace("</w>", "") for i in range(len(tokenizer.decoder))])
+    strings = [tokenizer.decoder[i].replace("</w>", "") for i in range(len(tokenizer.decoder))]
+    letters = teacher(strings) if config.letters else None
     pool: Pool = build_pool(
         read_synsets(config.synsets),
         vocabulary,
@@ -233,7 +162,8 @@ def train(config: TextConfig) -> Path:
         phrasing, class_indices, letters = prepare_phrases(config, str(accelerator.device))
     pool = phrasing.pool
     model = build_model(config)
-    start_from_letters(model, letters, pool.targets[pool.weights > 2])
+    if letters is not None:
+        start_from_letters(model, letters, pool.targets[pool.weights > 2])
     model.visual.requires_grad_(False)
     model.logit_scale.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -262,7 +192,8 @@ def train(config: TextConfig) -> Path:
         for batch, (indices, rows) in enumerate(bar, start=skip):
             if step >= total:
                 break
-            rate = config.learning_rate * min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * step / total)) / 2
+            warmup = min(1.0, (step + 1) / config.warmup_steps)
+            rate = config.learning_rate * warmup * (1 + math.cos(math.pi * step / total)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with accelerator.autocast():
@@ -282,9 +213,7 @@ def train(config: TextConfig) -> Path:
                 saved = time.monotonic()
                 save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch, "batch": batch + 1})
         if main:
-            bare = measure(model, phrasing, pool.held_out, class_indices, "{name}")
-            asked = measure(model, phrasing, pool.held_out, class_indices, "where is the {name}?")
-            measured = {f"held_out/{k}": v for k, v in bare.items()} | {f"held_out_asked/{k}": v for k, v in asked.items()}
+            measured = _measure_held_out(model, phrasing, class_indices)
             accelerator.log(measured, step=step)
             tqdm.write(f"epoch {epoch} · " + " · ".join(f"{name} {value:.4f}" for name, value in measured.items()))
         save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch + 1, "batch": 0})
@@ -292,16 +221,19 @@ def train(config: TextConfig) -> Path:
             break
 
     if main:
-        if not measured:
-            measured = {
-                f"held_out/{k}": v
-                for k, v in measure(model, phrasing, pool.held_out, class_indices, "{name}").items()
-            }
+        measured = measured or _measure_held_out(model, phrasing, class_indices)
         save_text_model(run / "model", model, config, measured)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     accelerator.free_memory()
     return run / "model"
+
+
+def _measure_held_out(model: Any, phrasing: Phrasing, class_indices: list[int]) -> dict[str, float]:
+    """Of phrases never trained on, bare and asked for."""
+    templates = {"held_out": "{name}", "held_out_asked": "where is the {name}?"}
+    found = {k: measure(model, phrasing, phrasing.pool.held_out, class_indices, t) for k, t in templates.items()}
+    return {f"{kind}/{name}": value for kind, values in found.items() for name, value in values.items()}
 
 
 def save_text_model(folder: Path, model: Any, config: TextConfig, measured: dict[str, float]) -> None:

@@ -1,8 +1,8 @@
 """Assemble a model folder and calibrate it: `python -m steering.calibrate --config configs/calibrate_mini.yaml`.
 
-Chooses the default strength on composites of training images that the backbone was not trained on, then fits the verdict
-on such composites and single images, with goals by words: class names, hypernyms, and nouns that the backbone has no
-class for (which are never present).
+Chooses the default strength on composites of training images that the backbone was not trained on, then fits the
+verdict on such composites and single images, with goals by words: class names, hypernyms, and nouns that the backbone
+has no class for (which are never present).
 """
 
 from __future__ import annotations
@@ -112,7 +112,11 @@ def choose_strength(steerer: Steerer, trials: Sequence[Trials], config: Calibrat
 
 
 def verdict_examples(
-    steerer: Steerer, trials: Sequence[Trials], vocabulary: Vocabulary, unknown: Sequence[str], config: CalibrationConfig
+    steerer: Steerer,
+    trials: Sequence[Trials],
+    vocabulary: Vocabulary,
+    unknown: Sequence[str],
+    config: CalibrationConfig,
 ) -> tuple[Tensor, Tensor]:
     """Features (n, f) and answers (n,) of present and absent goals over all trials."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -136,7 +140,8 @@ def verdict_examples(
             distinct = sorted(set(queries))
             index = torch.tensor([distinct.index(query) for query in queries])
             embeddings = steerer.embed([with_article(query) for query in distinct])
-            goals = torch.cat([steerer.goals([with_article(q) for q in distinct[i : i + 200]]) for i in range(0, len(distinct), 200)])
+            batches = [distinct[i : i + 200] for i in range(0, len(distinct), 200)]
+            goals = torch.cat([steerer.goals([with_article(query) for query in batch]) for batch in batches])
             after = run_steered(steerer, unsteered, goals[index])
             rows.append(presence_features(steerer, unsteered.first, after, goals[index], embeddings[index]))
             answers.append(torch.full((len(queries),), float(is_present)))
@@ -173,7 +178,7 @@ def calibrate(config: CalibrationConfig) -> None:
     steerer = Steerer.load(folder)
     unknown: list[str] = []
     if config.nouns:
-        nouns = read_nouns(config.nouns, vocabulary)[:: 40]
+        nouns = read_nouns(config.nouns, vocabulary)[::40]
         near = torch.cat([steerer.familiarity(steerer.embed(nouns[i : i + 500])) for i in range(0, len(nouns), 500)])
         unknown = [noun for noun, cosine in zip(nouns, near.tolist(), strict=True) if cosine < 0.5]
     values, answers = verdict_examples(steerer, trials, vocabulary, unknown, config)

@@ -85,7 +85,8 @@ class Verdict:
         try:
             fields = json.loads(Path(path).read_text())
         except FileNotFoundError:
-            raise ValueError(f"no calibrated verdict: expected {path}; `python -m steering.calibrate` makes it") from None
+            hint = "`python -m steering.calibrate` makes it"
+            raise ValueError(f"no calibrated verdict: expected {path}; {hint}") from None
         if tuple(fields.pop("features")) != FEATURES:
             raise ValueError(f"{path} was fitted on other features; fit it again with `python -m steering.calibrate`")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

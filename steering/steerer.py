@@ -6,10 +6,11 @@ batch of K steered ones.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,6 @@ from steering.images import open_image
 from steering.look import Look
 
 if TYPE_CHECKING:
-    import os
-
     import numpy as np
     from PIL import Image
 
@@ -95,6 +94,7 @@ class Steerer:
         self.model, self.card, self.preprocessing = model, card, preprocessing
         self.prior, self.text, self.vocabulary = prior, text, vocabulary
         self.verdict, self.defaults, self.device = verdict, defaults, device
+        self._understand = lru_cache(1024)(self._understand_anew)  # a folder of images asks the same words each time
 
     @classmethod
     def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str | None = None) -> Steerer:
@@ -147,7 +147,12 @@ class Steerer:
 
     def goal(self, query: str, *, seed: int = 0) -> Float[Tensor, " m"]:
         """The goal vector of one query, in logits of the backbone."""
-        return self.goals([query], seed=seed)[0]
+        return self._understand(query, seed)[0].clone()
+
+    def _understand_anew(self, query: str, seed: int) -> tuple[Tensor, Tensor]:
+        """The goal (M,) and the familiarity () of a query."""
+        embeddings = self.embed([query])
+        return self._goals(embeddings, seed)[0], self.familiarity(embeddings)[0]
 
     def _goals(self, embeddings: Tensor, seed: int) -> Tensor:
         options = {"num_samples": self.defaults.num_samples, "steps": self.defaults.sampling_steps}
@@ -227,8 +232,9 @@ class Steerer:
         if self.verdict is None:
             raise ValueError("this model has no calibrated verdict; `python -m steering.calibrate` makes it")
         start = time.perf_counter()
-        embeddings = self.embed(queries)
-        goals = self._goals(embeddings, seed)
+        understood = [self._understand(query, seed) for query in queries]
+        goals = torch.stack([goal for goal, _ in understood])
+        familiarity = torch.stack([cosine for _, cosine in understood])
         steer, passes = self._steer(goals, strength, passes)
         picture = open_image(image)
         glance = self.glance(self.pixels(picture))
@@ -239,13 +245,13 @@ class Steerer:
                 _, state = self.model.step(stem, state, [steer])
         after, heatmaps = steering_heatmap(self.model, stem, state, steer, goals)
         before = glance.output.expand(count, -1)
-        values = features(before, after, goals, self.familiarity(embeddings))
+        values = features(before, after, goals, familiarity)
         probabilities = self.verdict.probability(values).tolist()
         evidence = (support(after, goals) - support(before, goals)).tolist()
         seconds = (time.perf_counter() - start) / count
         return [
             Look(
-                image=image if isinstance(image, str) else str(getattr(image, "filename", "") or "image"),
+                image=_name(image),
                 query=query,
                 model=self.card["name"],
                 prior="diffusion",
@@ -262,6 +268,13 @@ class Steerer:
             )
             for index, query in enumerate(queries)
         ]
+
+
+def _name(image: Any) -> str:
+    """What an image is called in a `Look`: its path, or the file that a PIL image came from."""
+    if isinstance(image, str | os.PathLike):
+        return os.fsdecode(image)
+    return os.fsdecode(getattr(image, "filename", "") or "image")
 
 
 def find_device(name: str | None) -> torch.device:

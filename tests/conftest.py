@@ -27,6 +27,32 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text encoder's folder in the format of the embedded one: OpenCLIP, random weights, 24-D, 16 tokens."""
+    import json
+
+    import open_clip
+    import torch
+
+    from lrm_base.card import save_weights
+
+    folder = tmp_path_factory.mktemp("text")
+    shape = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (folder / "toy_clip.json").write_text(json.dumps(shape))
+    open_clip.add_model_config(folder / "toy_clip.json")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.create_model("toy_clip")
+        torch.nn.init.normal_(model.token_embedding.weight)  # words far apart
+    save_weights(folder / "text.safetensors", model.state_dict(), {"name": "toy_clip"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def steerer() -> "Steerer":
     """The embedded model on the CPU, as a user loads it."""
     from steering import Steerer

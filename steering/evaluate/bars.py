@@ -37,7 +37,7 @@ from steering.trials import (
 )
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.2, 1.5, 2.0)
-CONSTANTS = tuple(i * 0.1 for i in range(0, 101))
+CONSTANTS = tuple(i * 0.1 for i in range(101))
 ABSENT_RATES = (0.05, 0.10)
 NUM_RESAMPLES = 1000
 
@@ -128,7 +128,7 @@ def evaluate_kind(steerer: Steerer, trials: Trials, goals: Tensor, embeddings: T
 
 
 def presence(score: Tensor, logit: Float[Tensor, "2 b"], outcome: Tensor) -> dict[str, float]:
-    """AUROC of the verdict's probability and of the goal's unsteered logit (better pass), calibration error (15 bins)."""
+    """AUROC of the verdict's probability and the goal's unsteered logit (better pass); calibration error, 15 bins."""
     return {
         "auroc_verdict": float(binary_auroc(score, outcome)),
         "auroc_unsteered_logit": max(float(binary_auroc(row.sigmoid(), outcome)) for row in logit),
@@ -190,7 +190,8 @@ def evaluate_photos(steerer: Steerer, folder: str | Path, seed: int = 0) -> dict
     """
     table = json.loads((Path(folder) / "photos.json").read_text())
     generator = torch.Generator().manual_seed(seed)
-    found, unsure = {"right": [], "other": []}, 0
+    found: dict[str, list[bool]] = {"right": [], "other": []}
+    unsure = 0
     for entry in tqdm(table, desc="photographs", disable=None):
         other = int(torch.randint(0, len(steerer.class_names) - 1, (1,), generator=generator))
         other += other >= entry["label"]

@@ -14,7 +14,7 @@ def table(results: dict[str, Any]) -> str:
     single, scenes, words = results["single"], results["scenes"], results["words"]
     rows = [
         ("top-1 of the last pass without a goal, 200 classes", _percent(single["last_pass"]), "≥ 40 % (CPU)"),
-        ("top-1 of single images, goal: their own class's words", _percent(single["own_words"]), "above the row before"),
+        ("top-1 of single images, goal: their own class's words", _percent(single["own_words"]), "above the last row"),
     ]
     for kind in ("blend", "side"):
         rows.append((f"{kind}: J steered / unsteered", _ratio(scenes[kind]), "≥ 2.0 ×"))

@@ -1,0 +1,196 @@
+"""Training from images on disk to a model folder, interrupted and resumed bit for bit. Tiny: 16 steps of 16 px."""
+
+import dataclasses
+import functools
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import lrm_core.train
+from lrm_base.checkpoint import KEEP
+from lrm_core.backbones import BACKBONES, MiniNet
+from lrm_core.train import BackboneTraining, StageConfig, freeze_norms, hypernym_groups, learning_rate_at, train
+from lrm_core.weights import build, load_model
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 220, 30),
+    "blue": (30, 30, 220),
+    "black": (20, 20, 20),
+    "white": (240,) * 3,
+}
+STEPS = 16  # four epochs of four batches
+
+
+class Interrupted(Exception):
+    """Stands for a kill: training is left wherever it is."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """A registered backbone with the layout of `mini` and hardly any channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        build_narrow = functools.partial(MiniNet, widths=(8, 8, 8, 8, 16))
+        patch.setitem(BACKBONES, "narrow", dataclasses.replace(BACKBONES["mini"], build=build_narrow))
+        yield
+
+
+def encoded(label, seed):
+    pixels = np.random.default_rng(seed).normal(list(COLOURS.values())[label], 25, (16, 16, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    import datasets
+
+    folder = tmp_path_factory.mktemp("images")
+    for part, count in (("train", 165), ("valid", 20)):
+        rows = {"image": [encoded(i % 5, i) for i in range(count)], "label": [i % 5 for i in range(count)]}
+        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{part}-00000-of-00001.parquet")
+    classes = [{"name": name, "is_a": ["colour"] if name in ("red", "green", "blue") else []} for name in COLOURS]
+    (folder / "classes.json").write_text(json.dumps(classes))
+    return folder
+
+
+def configuration(images, run, **changes):
+    return BackboneTraining.parse(
+        {
+            "name": "colours",
+            "backbone": "narrow",
+            "data": {"source": str(images), "num_holdout": 5, "size": 16},
+            "classes": str(images / "classes.json"),
+            "stages": [
+                {"epochs": 2, "size": 16, "learning_rate": [0.1, 0.1]},
+                # The first epoch fills the memory of goals (24 outputs of each class), the second looks for them.
+                {"epochs": 2, "size": 16, "passes": 2, "learning_rate": [0.1, 0.01], "goals": {}},
+            ],
+            "batch_size": 40,
+            "precision": "no",
+            "num_validation": 20,
+            "run_folder": str(run),
+            **changes,
+        }
+    )
+
+
+def latest(run):
+    return sorted((run / "checkpoints").glob("step-*"))[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    return run, train(configuration(images, run))
+
+
+def interrupt(monkeypatch, at):
+    """Let the batch of this step raise before anything is learned from it."""
+    real, calls = lrm_core.train.augment, [0]
+
+    def augment(*arguments, **options):
+        calls[0] += 1
+        if calls[0] > at:
+            raise Interrupted
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(lrm_core.train, "augment", augment)
+
+
+def test_a_run_writes_a_model_folder_that_holds_what_was_trained(finished, images):
+    run, final = finished
+    model, preprocessing, card = load_model(final / "backbone.safetensors")
+    trained, _ = build("narrow", 5)
+    stored = load_file(latest(run) / "model.safetensors")
+    stored = {key.removeprefix("model."): v for key, v in stored.items() if key.startswith("model.")}
+    # The folder keeps half precision: its outputs are those of the trained weights, rounded once.
+    trained.load_state_dict({key: v.half().float() if v.is_floating_point() else v for key, v in stored.items()})
+    x = preprocessing.normalise(torch.rand(3, 3, 16, 16))
+    with torch.no_grad():
+        assert torch.equal(model.rollout(x, 2)[-1], trained.eval().rollout(x, 2)[-1])
+    assert preprocessing.size == 16
+    assert [entry["name"] for entry in card["classes"]] == list(COLOURS)
+    assert card["name"] == "colours"
+    assert card["training"]["stages"][1]["goals"]["share"] == 0.75
+    assert all(0 <= value <= 1 for value in card["measured"].values())
+
+
+def test_metrics_of_every_epoch_tell_each_pass_and_present_and_absent_goals(finished):
+    run, _ = finished
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert [line["step"] for line in lines] == [4, 8, 12, STEPS]
+    assert "top1/pass2" not in lines[0]
+    for kind in ("single", "blend", "side", "inset", "grid"):
+        assert {f"{kind}/present", f"{kind}/absent", f"{kind}/unsteered", "top1/pass2"} <= set(lines[-1])
+
+
+def test_it_learns_and_its_feedback_learns_too(finished):
+    _, final = finished
+    model, _, card = load_model(final / "backbone.safetensors")
+    assert card["measured"]["valid_20/top1/pass1"] > 0.4  # chance: 0.2
+    assert all(path.projection.weight.any() for path in model.paths.values())
+
+
+def test_only_the_newest_checkpoints_are_kept(finished):
+    assert [folder.name for folder in sorted((finished[0] / "checkpoints").iterdir())] == [
+        f"step-{step:08d}" for step in (12, STEPS)
+    ]
+    assert KEEP == 2
+
+
+def test_a_run_that_was_interrupted_twice_ends_bit_for_bit_where_it_would_have(finished, images, tmp_path, monkeypatch):
+    """Once while the memory of goals fills, once while goals are looked for, both in the middle of an epoch."""
+    config = configuration(images, tmp_path, checkpoint_minutes=0.0)
+    for step, batches in ((10, 10), (14, 4)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, batches)
+            with pytest.raises(Interrupted):
+                train(config)
+        assert json.loads((latest(tmp_path) / "progress.json").read_text())["step"] == step
+    # What a kill in the middle of writing leaves behind is not taken for a checkpoint.
+    partial = tmp_path / "checkpoints" / f".partial-{15:08d}"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half a fi")
+    train(config)
+    whole, resumed = (load_file(latest(run) / "model.safetensors") for run in (finished[0], tmp_path))
+    assert "memory.outputs" in whole
+    assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+    lines = [(run / "metrics.jsonl").read_text().splitlines()[-1] for run in (finished[0], tmp_path)]
+    assert lines[0] == lines[1]
+
+
+def test_a_finished_run_started_again_changes_nothing(finished, images):
+    run, final = finished
+    before = (final / "backbone.safetensors").read_bytes()
+    assert train(configuration(images, run)) == final
+    assert (final / "backbone.safetensors").read_bytes() == before
+
+
+def test_frozen_norms_keep_their_statistics_and_still_learn():
+    model, _ = build("narrow", 5)
+    freeze_norms(model.train())
+    before = {key: value.clone() for key, value in model.state_dict().items() if "running" in key}
+    model(torch.randn(4, 3, 16, 16))[0].sum().backward()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert model.backbone.bn1.weight.grad is not None
+
+
+def test_the_learning_rate_falls_along_half_a_cosine():
+    stage = StageConfig(epochs=1, size=16, learning_rate=(0.4, 0.2))
+    assert [round(learning_rate_at(stage, f), 6) for f in (0.0, 0.5, 1.0)] == [0.4, 0.3, 0.2]
+
+
+def test_groups_of_one_and_groups_of_nearly_everything_are_no_goals():
+    classes = [{"name": str(i), "is_a": ["thing", *(["even"] if i % 2 == 0 else []), f"only {i}"]} for i in range(50)]
+    groups = hypernym_groups(classes)
+    assert groups.shape == (1, 50)
+    assert groups[0].tolist() == [1.0, 0.0] * 25
+    assert hypernym_groups([{"name": "a"}]).shape == (0, 1)
