@@ -77,7 +77,7 @@ def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "an empty folder"
 
 
-class Images(Dataset):  # type: ignore[type-arg]
+class Images(Dataset):
     """Pixels and labels: (3, size, size) uint8, int. The whole frame, squashed to a square.
 
     With `in_memory` the images are decoded once (12 kB each at 64 px), which is what makes small images train fast.

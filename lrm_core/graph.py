@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 RECTIFIERS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU)
-RECTIFIER_FUNCTIONS: tuple[Any, ...] = (F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, "relu", "relu_")
+RECTIFIER_FUNCTIONS: tuple[Any, ...] = (F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, "relu", "relu_")
 
 
 class _PathTracer(fx.Tracer):
@@ -69,7 +70,8 @@ class Graph:
     steps: Mapping[str, fx.Node]
     output: fx.Node
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Graph:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        memo.update({id(node): node for node in self.nodes})  # whoever holds nodes beside the graph keeps these
         return self  # immutable and free of tensors; fx nodes cannot be copied one by one
 
     @classmethod

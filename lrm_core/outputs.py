@@ -13,17 +13,18 @@ import torch
 from tqdm import tqdm
 
 from lrm_base.card import save_weights
-from lrm_base.data import DataConfig, Images, load_images, ordered_batches
+from lrm_base.data import DataConfig, Images, Split, load_images, ordered_batches
 from lrm_core.weights import load_model
 
 
 def write_outputs(
-    model_path: str | Path, source: str, split: str, output: str | Path, passes: int, workers: int
+    model_path: str | Path, source: str, split: Split, output: str | Path, passes: int, workers: int
 ) -> None:
     """Write unsteered outputs of the last pass, `outputs` (n, M) logits, and `labels` (n,), as safetensors."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocessing, card = load_model(Path(model_path) / "backbone.safetensors", device)
-    images = Images(load_images(DataConfig(source=source), split), preprocessing.size)  # type: ignore[arg-type]
+    config = DataConfig(source=source, num_holdout=card["training"]["data"]["num_holdout"])
+    images = Images(load_images(config, split), preprocessing.size)
     outputs, labels = [], []
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
         for pixels, answer in tqdm(ordered_batches(images, 256, workers), desc="outputs", unit="batch"):

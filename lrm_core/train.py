@@ -182,6 +182,7 @@ def train(config: BackboneTraining) -> Path:
         skip = progress["batch"] if epoch == progress["epoch"] else 0
         batches = accelerator.skip_first_batches(loader, skip) if skip else loader
         bar = tqdm(batches, desc=f"epoch {epoch}", initial=skip, total=len(loader), disable=not main, mininterval=5)
+        batch = skip - 1
         for batch, (pixels, labels) in enumerate(bar, start=skip):
             generator = torch.Generator().manual_seed(
                 (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
@@ -212,7 +213,9 @@ def train(config: BackboneTraining) -> Path:
             metrics = validate(objective, held, stage.passes, stage.size)
             accelerator.log({f"valid/{name}": value for name, value in metrics.items()}, step=step)
             _report(run, {"epoch": epoch, "step": step, "size": stage.size, **metrics})
-        save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch + 1, "batch": 0})
+        complete = batch + 1 == len(loader)  # max_steps may end a run within an epoch
+        progress_now = {"epoch": epoch + 1, "batch": 0} if complete else {"epoch": epoch, "batch": batch + 1}
+        save_checkpoint(accelerator, run / "checkpoints", step, progress_now)
         if config.max_steps is not None and step >= config.max_steps:
             break
 

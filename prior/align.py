@@ -102,6 +102,10 @@ def align(config: TextConfig) -> Path:
 
     card = load_card(run / "model" / WEIGHTS)
     model = open_folder(run / "model", config.name, accelerator.device)
+    if settings.patch_dropout > 0:
+        from open_clip.transformer import PatchDropout
+
+        model.visual.patch_dropout = PatchDropout(settings.patch_dropout)  # has no weights, does nothing in use
     encoder = TextEncoder.load(run / "model", device=accelerator.device)
     vocabulary = Vocabulary.load(config.classes)
     bank, classes = caption_bank(encoder, vocabulary), class_embeddings(encoder, vocabulary.names)

@@ -37,11 +37,19 @@ class Texts:
 
 
 def soft_labels(
-    embeddings: Float[Tensor, "t n"], anchors: Float[Tensor, "a n"], members: Float[Tensor, "a m"], temperature: float
+    embeddings: Float[Tensor, "t n"],
+    anchors: Float[Tensor, "a n"],
+    members: Float[Tensor, "a m"],
+    handicaps: Float[Tensor, " a"],
+    temperature: float,
 ) -> Float[Tensor, "t m"]:
-    """Probabilities over classes: a softmax over cosines with anchor nouns, shared among each anchor's classes."""
+    """Probabilities over classes: a softmax over cosines with anchor nouns, shared among each anchor's classes.
+
+    `handicaps` are subtracted from the cosines: rare synonyms ("bear cat") attract words that are not theirs.
+    """
     share = members / members.sum(1, keepdim=True)
-    return torch.cat([(part @ anchors.T / temperature).softmax(1) @ share for part in embeddings.split(4096)])
+    parts = [((part @ anchors.T - handicaps) / temperature).softmax(1) @ share for part in embeddings.split(4096)]
+    return torch.cat(parts)
 
 
 def membership(labels: Sequence[tuple[int, ...]], num_classes: int) -> Float[Tensor, "t m"]:
@@ -79,12 +87,14 @@ def build_texts(
     noun_share: float,
     temperature: float,
     nearest: float,
+    synonym_handicap: float,
 ) -> Texts:
     """Embed all captions and nouns.
 
     Args:
         group_share, noun_share: of the drawn texts that are hypernyms and further nouns; the rest name a class.
         temperature: of the softmax over cosines that gives a noun its classes.
+        synonym_handicap: subtracted from cosines with synonyms.
         nearest: nouns whose best cosine with the vocabulary is lower are kept for one in ten only.
     """
     captions = vocabulary.captions()
@@ -104,10 +114,11 @@ def build_texts(
     meanings = members / members.sum(1, keepdim=True)
     if nouns and noun_share:
         anchors, anchor_members = vocabulary_anchors(vocabulary, encode)
+        handicaps = synonym_handicap * torch.tensor([float(kind == "synonym") for _, _, kind in vocabulary.nouns()])
         plain = encode([fill("{a}", noun) for noun in nouns])
         near = torch.cat([(part @ anchors.T).amax(1) for part in plain.split(4096)]) >= nearest
         kept = [i for i in range(len(nouns)) if near[i] or i % 10 == 0]
-        noun_meanings = soft_labels(plain[kept], anchors, anchor_members, temperature)
+        noun_meanings = soft_labels(plain[kept], anchors, anchor_members, handicaps, temperature)
         for template in NOUN_TEMPLATES:
             embeddings = torch.cat([embeddings, encode([fill(template, nouns[i]) for i in kept])])
             meanings = torch.cat([meanings, noun_meanings])

@@ -49,6 +49,7 @@ class PriorTraining(Config):
     noun_share: float = 0.3
     temperature: float = 0.06
     nearest: float = 0.4
+    synonym_handicap: float = 0.05
     epochs: int = 8
     steps_per_epoch: int = 400
     batch_size: int = 512
@@ -79,6 +80,7 @@ def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary,
         noun_share=config.noun_share,
         temperature=config.temperature,
         nearest=config.nearest,
+        synonym_handicap=config.synonym_handicap,
     )
     return vocabulary, texts
 

@@ -53,12 +53,16 @@ class VisionTowerConfig(Config):
 
 
 class AlignConfig(Config):
-    """How the image tower learns: `data` to learn from, `num_validation` images to measure on."""
+    """How the image tower learns: `data` to learn from, `num_validation` images to measure on.
+
+    patch_dropout: share of an image's patches that are left out in training (FLIP, Li et al. 2023).
+    """
 
     data: DataConfig
     epochs: int
     batch_size: int = 128
     learning_rate: float = 2e-3
+    patch_dropout: float = 0.0
     num_validation: int = 10_000
     max_steps: int | None = None
 

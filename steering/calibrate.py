@@ -40,8 +40,8 @@ from steering.trials import (
 class CalibrationConfig(Config):
     """backbone, prior, text: folders of the trained parts; output: the model folder to write.
 
-    strengths: tried in order; the largest is taken whose absent goals become top-1 in at most `most_absent` of the
-    composites (mean over kinds, and `most_absent_kind` in any) and `most_absent_single` of the single images.
+    strengths: tried in order; the last is taken whose absent goals become top-1 in at most `most_absent` of the
+    composites of every kind and `most_absent_single` of the single images.
     scenes: of each kind. share_unknown: of the absent goals that are nouns outside the vocabulary.
     """
 
@@ -152,7 +152,7 @@ def fit_verdict(values: Tensor, answers: Tensor, ridge: float) -> Verdict:
     """Ridge-penalised logistic regression (scikit-learn) on the expanded features."""
     from sklearn.linear_model import LogisticRegression
 
-    mean, std = values.mean(0), values.std(0)
+    mean, std = values.mean(0), values.std(0).clamp(min=1e-6)
     design = expand((values - mean) / std)
     fitted = LogisticRegression(C=1 / (ridge * len(answers)), fit_intercept=False, max_iter=2000).fit(
         design.numpy(), answers.numpy()
@@ -165,7 +165,8 @@ def calibrate(config: CalibrationConfig) -> None:
     vocabulary = assemble(config)
     folder = Path(config.output)
     steerer = Steerer.load(folder)
-    pixels, labels = image_tensors(config.data, "holdout", steerer.preprocessing.size)
+    num_holdout = steerer.card["training"]["data"]["num_holdout"]  # those that the backbone was not trained on
+    pixels, labels = image_tensors(config.data, "holdout", steerer.preprocessing.size, num_holdout)
     count = len(steerer.class_names)
     trials = [make_trials(kind, pixels, labels, count, config.scenes, config.seed + i) for i, kind in enumerate(KINDS)]
     strength, table = choose_strength(steerer, trials, config)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -81,15 +81,21 @@ class Verdict:
 
     @classmethod
     def load(cls, path: str | Path) -> Verdict:
-        """Read what `save` wrote. Raises ValueError if it is missing or was fitted on other features."""
+        """Read what `save` wrote. Raises ValueError if it is missing, damaged, or was fitted on other features."""
         try:
-            fields = json.loads(Path(path).read_text())
+            fields: Any = json.loads(Path(path).read_text())
         except FileNotFoundError:
             hint = "`python -m steering.calibrate` makes it"
             raise ValueError(f"no calibrated verdict: expected {path}; {hint}") from None
-        if tuple(fields.pop("features")) != FEATURES:
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
+        if not isinstance(fields, dict) or fields.pop("features", None) != list(FEATURES):
             raise ValueError(f"{path} was fitted on other features; fit it again with `python -m steering.calibrate`")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"{path} does not hold a verdict: {error}") from None
 
 
 def expand(standard: Float[Tensor, "*b f"]) -> Float[Tensor, "*b g"]:

@@ -101,7 +101,8 @@ class Steerer:
         """Load an embedded model by name, or any folder in the same format. Nothing is fetched from a network.
 
         Raises:
-            ValueError: there is no such model, a file of it is missing or was altered, or the device does not exist.
+            ValueError: there is no such model, a file of it is missing or was altered, its parts were not trained for
+                each other, or the device does not exist.
         """
         import json
 
@@ -113,11 +114,15 @@ class Steerer:
         folder = find_model(model)
         place = find_device(device)
         backbone, preprocessing, card = load_model(folder / "backbone.safetensors", place)
-        prior, _ = Prior.load(folder / "prior.safetensors", place)
+        prior, trained_on = Prior.load(folder / "prior.safetensors", place)
         text = TextEncoder.load(folder / "text", device=str(place))
         vocabulary = load_weights(folder / "vocabulary.safetensors")[0]["embeddings"].to(place)
         verdict = Verdict.load(folder / "verdict.json") if (folder / "verdict.json").is_file() else None
-        defaults = Defaults(**json.loads((folder / "steering.json").read_text()))
+        try:
+            defaults = Defaults(**json.loads((folder / "steering.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{folder / 'steering.json'} does not hold a model's defaults: {error}") from None
+        _check_fit(folder, card, prior, trained_on, text, vocabulary)
         return cls(backbone, card, preprocessing, prior, text, vocabulary, verdict, defaults, place)
 
     @cached_property
@@ -231,6 +236,8 @@ class Steerer:
         """
         if self.verdict is None:
             raise ValueError("this model has no calibrated verdict; `python -m steering.calibrate` makes it")
+        if isinstance(queries, str) or not queries:
+            raise QueryError(f"expected a list of queries, got {queries!r}")
         start = time.perf_counter()
         understood = [self._understand(query, seed) for query in queries]
         goals = torch.stack([goal for goal, _ in understood])
@@ -268,6 +275,20 @@ class Steerer:
             )
             for index, query in enumerate(queries)
         ]
+
+
+def _check_fit(
+    folder: Path, card: dict[str, Any], prior: Prior, trained_on: dict[str, Any], text: TextEncoder, vocabulary: Tensor
+) -> None:
+    """Raises ValueError where backbone, prior and text encoder of a folder were not trained for each other."""
+    widths = {prior.network.text_width, text.width, vocabulary.shape[1]}
+    backbone = trained_on.get("backbone_sha256")
+    if backbone != card["sha256"] or prior.network.dim != len(card["classes"]) or len(widths) > 1:
+        raise ValueError(
+            f"{folder}: the parts were not trained for each other: the prior speaks to a backbone of "
+            f"{prior.network.dim} classes, SHA-256 {backbone}, from texts of width {prior.network.text_width}; "
+            f"got {len(card['classes'])} classes, SHA-256 {card['sha256']}, width {text.width}"
+        )
 
 
 def _name(image: Any) -> str:

@@ -44,9 +44,19 @@ class Unsteered:
 def make_trials(
     kind: str, pixels: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"], num_classes: int, count: int, seed: int
 ) -> Trials:
-    """`count` scenes of images of different classes, pixels in 0–1; the same for the same seed."""
+    """`count` scenes of images of different classes, pixels in 0–1; the same for the same seed.
+
+    Raises:
+        ValueError: too few classes among the images for such a scene, or none is left to be absent.
+    """
+    number = NUM_OBJECTS[kind]
+    shown = len(labels.unique())
+    if shown < number or num_classes <= number:
+        raise ValueError(
+            f"{kind}: expected images of at least {number} of more than {number} classes, got {shown} of {num_classes}"
+        )
     generator = torch.Generator().manual_seed(seed)
-    picks = _distinct(labels, NUM_OBJECTS[kind], count, generator)
+    picks = _distinct(labels, number, count, generator)
     scenes = compose(kind, pixels[picks], labels[picks], generator)
     place = torch.randint(0, picks.shape[1], (count,), generator=generator)
     if kind == "inset":

@@ -47,7 +47,11 @@ def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = open_clip.create_model("toy_clip")
-        torch.nn.init.normal_(model.token_embedding.weight)  # words far apart
+        torch.nn.init.normal_(model.token_embedding.weight)
+    attention = model.transformer.resblocks[0].attn  # even attention: the end token reads a bag of words
+    with torch.no_grad():
+        attention.in_proj_weight.copy_(torch.cat([torch.zeros(32, 16), 4 * torch.eye(16)]))
+        attention.out_proj.weight.copy_(torch.eye(16))
     save_weights(folder / "text.safetensors", model.state_dict(), {"name": "toy_clip"})
     return folder
 

@@ -38,12 +38,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--readme", metavar="FILE", help="rewrite the table between the markers in this file")
     parser.add_argument("--from", dest="stored", metavar="FILE", help="take stored numbers instead of measuring")
     given = parser.parse_args(argv)
+    from steering.evaluate.report import around, rewrite, table
+
     try:
+        if given.readme:
+            around(given.readme)  # before an hour of measuring, not after it
         results = json.loads(Path(given.stored).read_text()) if given.stored else _measure(given)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    from steering.evaluate.report import rewrite, table
-
     if given.output:
         Path(given.output).write_text(json.dumps(results, indent=1) + "\n")
     if given.readme:

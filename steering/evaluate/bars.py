@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 from tqdm import tqdm
 
+from lrm_base.data import Split
 from lrm_core.scenes import KINDS
 from prior.captions import with_article
 from steering.steerer import Steerer
@@ -156,7 +156,7 @@ def evaluate_composites(
 
 
 @torch.no_grad()
-def evaluate_single(steerer: Steerer, pixels: Float[Tensor, "n 3 s s"], labels: Tensor) -> dict[str, float]:
+def evaluate_single(steerer: Steerer, pixels: Float[Tensor, "n 3 s s"], labels: Tensor) -> dict[str, float | int]:
     """Top-1 of single images: the first pass, the last without a goal, the last with the own class's words as goal."""
     goals = class_goals(steerer)
     counts = torch.zeros(3)
@@ -210,13 +210,16 @@ def evaluate_photos(steerer: Steerer, folder: str | Path, seed: int = 0) -> dict
     }
 
 
-def image_tensors(source: str, split: str, size: int) -> tuple[Float[Tensor, "n 3 s s"], Tensor]:
+def image_tensors(
+    source: str, split: Split, size: int, num_holdout: int = 0
+) -> tuple[Float[Tensor, "n 3 s s"], Tensor]:
     """All images of a split, pixels in 0–1, and labels."""
     from lrm_base.data import DataConfig, Images, load_images
 
-    images = Images(load_images(DataConfig(source=source), split), size, in_memory=True)  # type: ignore[arg-type]
+    config = DataConfig(source=source, num_holdout=num_holdout)
+    images = Images(load_images(config, split), size, in_memory=True)
     assert images.pixels is not None
-    return F.interpolate(images.pixels.float() / 255, (size, size)), torch.tensor(images.labels)
+    return images.pixels.float() / 255, torch.tensor(images.labels)
 
 
 __all__ = ["Unsteered", "evaluate_composites", "evaluate_photos", "evaluate_single", "evaluate_words", "image_tensors"]

@@ -40,14 +40,19 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rewrite(path: str | Path, results: dict[str, Any]) -> None:
-    """Replace what stands between the markers of a Markdown file. Raises ValueError if they are not there."""
-    path = Path(path)
-    before, begin, rest = path.read_text().partition(BEGIN)
+def around(path: str | Path) -> tuple[str, str]:
+    """What stands before and after the markers of a Markdown file. Raises ValueError if they are not there."""
+    before, begin, rest = Path(path).read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path}: expected the markers {BEGIN!r} and {END!r}")
-    path.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    return before, after
+
+
+def rewrite(path: str | Path, results: dict[str, Any]) -> None:
+    """Replace what stands between the markers of a Markdown file. Raises ValueError if they are not there."""
+    before, after = around(path)
+    Path(path).write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
 
 
 def _percent(value: float) -> str:

@@ -46,13 +46,14 @@ def configuration(material, run, **changes):
             "text_encoder": str(text),
             "classes": str(folder / "classes.json"),
             "nouns": str(folder / "words.txt"),
+            "noun_share": 0.1,
             "held_out": str(folder / "held_out.json"),
             "run_folder": str(run),
             "width": 32,
             "depth": 2,
             "timesteps": 50,
             "epochs": 2,
-            "steps_per_epoch": 60,
+            "steps_per_epoch": 100,
             "batch_size": 128,
             "learning_rate": 0.01,
             **changes,
@@ -98,7 +99,7 @@ def test_an_interrupted_run_ends_bit_for_bit_where_it_would_have(finished, mater
 
     def draw(*arguments):
         calls[0] += 1
-        if calls[0] > 75:
+        if calls[0] > 130:
             raise Interrupted
         return real(*arguments)
 
@@ -106,7 +107,7 @@ def test_an_interrupted_run_ends_bit_for_bit_where_it_would_have(finished, mater
         patch.setattr(prior.train.Pairs, "draw", draw)
         with pytest.raises(Interrupted):
             train(config)
-    assert json.loads((latest(tmp_path) / "progress.json").read_text()) == {"step": 75}
+    assert json.loads((latest(tmp_path) / "progress.json").read_text()) == {"step": 130}
     resumed = train(config.model_copy(update={"checkpoint_minutes": 9.0}))
     whole, again = (load_file(folder / "prior.safetensors") for folder in (finished[1], resumed))
     assert [key for key in whole if not torch.equal(whole[key], again[key])] == []

@@ -120,6 +120,7 @@ def test_the_image_tower_is_aligned_with_a_frozen_text_tower(tmp_path: Path) -> 
     align_config = {
         "data": {"source": str(tmp_path / "images"), "num_holdout": 1, "size": 16},
         "epochs": 16,
+        "patch_dropout": 0.25,
         "batch_size": 8,
         "learning_rate": 1e-2,
     }

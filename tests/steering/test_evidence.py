@@ -1,0 +1,96 @@
+"""Support, evidence and the verdict."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from steering.evidence import FEATURES, Verdict, expand, features, goal_weights, support
+
+VERDICT = Verdict((0.0, 1.0, 0.0, 0.5), (1.0, 2.0, 1.0, 0.5), tuple(i / 10 for i in range(15)))
+
+
+def logits(*values):
+    return torch.tensor([list(map(float, values))])
+
+
+def test_the_support_of_a_sharp_goal_is_the_log_odds_of_its_class():
+    output = logits(2, 1, -1)
+    probability = output.softmax(1)[0, 1]
+    found = support(output, logits(0, 60, 0))[0]
+    torch.testing.assert_close(found, (probability / (1 - probability)).log())
+
+
+def test_a_goal_for_several_classes_gathers_their_support():
+    output = logits(2, 1, -1, 0)
+    probability = output.softmax(1)[0, :2].sum()
+    found = support(output, logits(60, 60, 0, 0))[0]
+    torch.testing.assert_close(found, (probability / (1 - probability)).log())
+
+
+def test_support_grows_with_the_goals_logit_and_stays_finite():
+    goal = logits(0, 50, 0)
+    values = [support(logits(0, x, 0), goal).item() for x in (-1e4, -5, 0, 5, 1e4)]
+    assert values == sorted(values)
+    assert all(math.isfinite(value) for value in values)
+
+
+def test_adding_a_constant_to_all_logits_changes_nothing():
+    output, goal = torch.randn(4, 6), torch.randn(4, 6) * 5
+    torch.testing.assert_close(support(output + 7, goal - 3), support(output, goal), atol=1e-4, rtol=1e-4)
+
+
+def test_the_best_class_of_a_goal_counts_fully_and_the_others_by_their_odds():
+    torch.testing.assert_close(goal_weights(logits(0, math.log(4), math.log(2))), logits(0.25, 1, 0.5))
+
+
+def test_the_features_are_what_their_names_say():
+    before, after, goal = torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2, 5)
+    goal[1, 3] = 80
+    values = features(before, after, goal, torch.tensor([0.25, 0.75]))
+    assert values.shape == (2, len(FEATURES))
+    torch.testing.assert_close(values[:, 0], support(before, goal))
+    torch.testing.assert_close(values[:, 1], support(after, goal))
+    torch.testing.assert_close(values[:, 2], torch.tensor([math.log(5), 0.0]))
+    assert values[:, 3].tolist() == [0.25, 0.75]
+
+
+def test_the_expansion_is_a_constant_the_features_and_all_products_of_two():
+    assert expand(torch.tensor([[2.0, 3.0, 5.0]])).tolist() == [[1, 2, 3, 5, 4, 6, 10, 9, 15, 25]]
+
+
+def test_a_probability_is_the_logistic_of_the_standardised_features():
+    values = torch.tensor([[1.0, 3.0, 2.0, 1.0]])
+    standard = torch.tensor([[1.0, 1.0, 2.0, 1.0]])
+    expected = torch.sigmoid((expand(standard) * torch.arange(15) / 10).sum())
+    torch.testing.assert_close(VERDICT.probability(values)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("probability", "answer"),
+    [(0.0, "absent"), (0.3, "absent"), (0.31, "unsure"), (0.69, "unsure"), (0.7, "present"), (1.0, "present")],
+)
+def test_between_the_thresholds_the_answer_is_unsure(probability, answer):
+    assert VERDICT.answer(probability) == answer
+
+
+def test_a_saved_verdict_comes_back(tmp_path):
+    VERDICT.save(tmp_path / "verdict.json")
+    assert Verdict.load(tmp_path / "verdict.json") == VERDICT
+
+
+def test_a_missing_a_damaged_and_a_foreign_verdict_are_refused(tmp_path):
+    path = tmp_path / "verdict.json"
+    with pytest.raises(ValueError, match=r"no calibrated verdict: expected .*python -m steering\.calibrate"):
+        Verdict.load(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"verdict\.json is not JSON"):
+        Verdict.load(path)
+    for text in ("[]", "{}", json.dumps({"features": ["something else"]})):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="fitted on other features"):
+            Verdict.load(path)
+    path.write_text(json.dumps({"features": FEATURES, "colour": "red"}))
+    with pytest.raises(ValueError, match="does not hold a verdict"):
+        Verdict.load(path)

@@ -1,0 +1,101 @@
+"""The heatmap lies where a feature of the goal was raised, and nowhere where there was nothing to raise."""
+
+import pytest
+import torch
+from torch import nn
+
+from lrm_core import LRM, Connection, Steer
+from steering.evidence import support
+from steering.heatmap import merge, steering_heatmap
+
+RED = torch.tensor([[4.0, -4.0]])
+BLUE = -RED
+ONLY_RAISE = (0.0, 1.0)  # gains: what speaks against the goal is left alone, what speaks for it is raised
+
+
+@pytest.fixture
+def model():
+    """Sees red and blue, each by a channel of its own; feedback from a class goes to its channel."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 2, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False)
+    )
+    lrm = LRM(net, [Connection("4", "0")], 16).eval().requires_grad_(False)
+    lrm.backbone[0].weight[:, :, 0, 0] = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+    lrm.backbone[4].weight[:] = 10 * torch.eye(2)
+    lrm.paths["4->0"].projection.weight[:] = torch.eye(2)
+    return lrm
+
+
+def picture(red=True, blue=True):
+    """A red square at the top left, a blue one at the bottom right."""
+    image = torch.zeros(1, 3, 16, 16)
+    image[:, 0, 2:6, 2:6] = float(red)
+    image[:, 2, 10:14, 10:14] = float(blue)
+    return image
+
+
+def heat(model, image, goal, strength=ONLY_RAISE):
+    stem = model.stem(image)
+    _, state = model.step(stem)
+    return steering_heatmap(model, stem, state, Steer("4", goal, strength), goal)
+
+
+def test_heat_lies_where_the_feature_is_that_the_goal_raises(model):
+    for goal, (low, high) in ((RED, (2, 6)), (BLUE, (10, 14))):
+        _, maps = heat(model, picture(), goal)
+        assert maps.shape == (1, 16, 16)
+        assert maps[0, low:high, low:high].eq(1).all()
+        assert maps[0].sum() == 16
+
+
+def test_what_is_absent_gives_no_heat(model):
+    _, maps = heat(model, picture(blue=False), BLUE)
+    assert not maps.any()
+
+
+def test_the_output_is_that_of_the_plain_steered_pass(model):
+    stem = model.stem(picture())
+    first, state = model.step(stem)
+    steer = Steer("4", RED, 1.0)
+    output, _ = steering_heatmap(model, stem, state, steer, RED)
+    expected, _ = model.step(stem, state, [steer])
+    assert torch.equal(output, expected)
+    assert not output.requires_grad
+    assert support(output, RED) > support(first, RED)
+
+
+def test_a_batch_of_goals_is_each_goal_alone(model):
+    stem = model.stem(picture())
+    _, state = model.step(stem)
+    goals = torch.cat([RED, BLUE])
+    steer = Steer("4", goals, 1.0)
+    outputs, maps = steering_heatmap(model, stem.expand(2), state.expand(2), steer, goals)
+    for index, goal in enumerate((RED, BLUE)):
+        output, alone = heat(model, picture(), goal, 1.0)
+        torch.testing.assert_close(outputs[index : index + 1], output)
+        torch.testing.assert_close(maps[index : index + 1], alone)
+
+
+def test_no_gradient_is_left_behind_and_none_is_needed_around(model):
+    image = picture()
+    with torch.no_grad():
+        _, maps = heat(model, image, RED)
+    assert maps.any()
+    assert image.grad is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_maps_are_brought_to_the_finest_grid_and_to_one():
+    coarse, fine = torch.zeros(1, 2, 2), torch.zeros(1, 4, 4)
+    coarse[0, 0, 0] = 5.0
+    fine[0, 0, 0] = 0.001  # every map counts alike, whatever its scale
+    fine[0, 3, 3] = -9.0  # what speaks against the goal is no heat
+    merged = merge([coarse, fine])
+    assert merged.shape == (1, 4, 4)
+    assert merged.max() == 1 == merged[0, 0, 0]
+    assert merged[0, 3, 3] == 0
+
+
+def test_nothing_to_draw_raises():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        merge([])

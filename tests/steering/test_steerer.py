@@ -1,0 +1,245 @@
+"""Steerer: the whole way from a picture and words to a look, on a toy model and on the embedded one."""
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from steering import QueryError, Steerer
+from steering.images import open_image
+from steering.steerer import model_names
+
+
+@pytest.fixture(params=["toy", "steerer"])
+def each(request):
+    """The toy model, then the embedded one: they keep the same contracts."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def copy(toy_folder, tmp_path):
+    """The toy model's folder, to be spoilt."""
+    return shutil.copytree(toy_folder, tmp_path / "copy")
+
+
+def test_a_goal_has_a_value_for_every_class_and_follows_the_seed(each):
+    goal = each.goal("a teapot")
+    assert goal.shape == (len(each.class_names),)
+    assert torch.equal(each.goal("a teapot"), goal)
+    assert not torch.equal(each.goal("a teapot", seed=1), goal)
+    assert not torch.equal(each.goal("a lemon"), goal)
+    torch.testing.assert_close(each.goals(["a lemon", "a teapot"])[1], goal, atol=1e-3, rtol=1e-3)
+
+
+def test_a_goal_is_the_callers_own(each):
+    goal = each.goal("a teapot")
+    each.goal("a teapot").zero_()
+    assert torch.equal(each.goal("a teapot"), goal)
+
+
+def test_a_look_tells_what_was_asked_and_what_was_seen(each):
+    look = each.look("sample:coffee", "a teapot")
+    assert (look.image, look.query, look.model) == ("sample:coffee", "a teapot", each.card["name"])
+    assert look.class_names == each.class_names
+    assert look.before.shape == look.after.shape == look.goal.shape == (len(each.class_names),)
+    assert torch.equal(look.goal, each.goal("a teapot"))
+    assert look.heatmap.ndim == 2
+    assert 0 <= look.heatmap.min() <= look.heatmap.max() <= 1
+    assert look.verdict == each.verdict.answer(look.probability)
+    assert 0 <= look.probability <= 1
+    assert look.picture.size == open_image("sample:coffee").size
+    assert look.seconds > 0
+    assert not look.after.requires_grad
+    json.dumps(look.as_dict())
+
+
+def test_before_is_the_plain_backbone_and_evidence_is_what_steering_changed(each):
+    from steering.evidence import support
+
+    look = each.look("sample:cat", "a teapot")
+    with torch.no_grad():
+        plain = each.model.backbone(each.pixels(look.picture))[0]
+    torch.testing.assert_close(look.before, plain)
+    change = support(look.after, look.goal) - support(look.before, look.goal)
+    assert look.evidence == pytest.approx(change.item(), abs=1e-4)
+
+
+def test_looking_for_many_is_looking_one_by_one(each):
+    queries = ["a cat", "a teapot", "a lemon", "a cat"]
+    many = each.look_many("sample:cat", queries)
+    assert [look.query for look in many] == queries
+    for look, query in zip(many, queries, strict=True):
+        alone = each.look("sample:cat", query)
+        torch.testing.assert_close(look.after, alone.after, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(look.heatmap, alone.heatmap, atol=1e-3, rtol=1e-3)
+        assert look.probability == pytest.approx(alone.probability, abs=1e-4)
+
+
+def test_many_queries_share_one_first_pass(each, monkeypatch):
+    calls = {"stem": 0, "first": 0}
+    stem, step = each.model.stem, each.model.step
+
+    def counted_stem(images):
+        calls["stem"] += 1
+        return stem(images)
+
+    def counted_step(values, state=None, steer=()):
+        calls["first"] += state is None
+        return step(values, state, steer)
+
+    monkeypatch.setattr(each.model, "stem", counted_stem)
+    monkeypatch.setattr(each.model, "step", counted_step)
+    each.look_many("sample:cat", ["a cat", "a teapot", "a lemon"])
+    assert calls == {"stem": 1, "first": 1}
+
+
+def test_threads_that_share_a_steerer_agree(each):
+    work = [("sample:cat", "a cat"), ("sample:coffee", "a teapot"), ("sample:cat", "a lemon")]
+    expected = [each.look(*pair).after for pair in work]
+    wrong = []
+
+    def look(index):
+        for _ in range(4):
+            if not torch.equal(each.look(*work[index]).after, expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=look, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_at_strength_zero_the_words_do_not_reach_the_network(each):
+    cat, teapot = each.look_many("sample:cat", ["a cat", "a teapot"], strength=0.0)
+    torch.testing.assert_close(cat.after, teapot.after, atol=1e-5, rtol=1e-5)
+    cat, teapot = each.look_many("sample:cat", ["a cat", "a teapot"])
+    assert not torch.allclose(cat.after, teapot.after, atol=1e-3)
+
+
+def test_strength_of_either_sign_and_passes_change_the_look(each):
+    usual = each.look("sample:cat", "a teapot").after
+    for options in ({"strength": 3.0}, {"strength": (0.0, 1.0)}, {"passes": 2}, {"seed": 5}):
+        assert not torch.equal(each.look("sample:cat", "a teapot", **options).after, usual), options
+
+
+def test_an_image_may_be_a_name_a_picture_a_path_or_an_array(each, tmp_path):
+    picture = open_image("sample:cat")
+    picture.save(tmp_path / "cat.png")
+    expected = each.look("sample:cat", "a cat").after
+    for image in (picture, np.asarray(picture), tmp_path / "cat.png", str(tmp_path / "cat.png")):
+        assert torch.equal(each.look(image, "a cat").after, expected)
+    assert each.look(tmp_path / "cat.png", "a cat").image == str(tmp_path / "cat.png")
+
+
+def test_a_look_leaves_no_trace(each):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    each.look("sample:cat", "an umbrella never asked for before")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in each.model.parameters())
+    assert not each.model.training
+
+
+@pytest.mark.parametrize("passes", [1, 0, -3])
+def test_too_few_passes_are_refused(each, passes):
+    with pytest.raises(ValueError, match=f"passes: got {passes}, expected at least 2"):
+        each.look("sample:cat", "a cat", passes=passes)
+
+
+@pytest.mark.parametrize("query", ["", "   ", "dog " * 400])
+def test_a_query_that_cannot_be_understood_is_refused(each, query):
+    with pytest.raises(QueryError, match=r"the query is (empty|too long)"):
+        each.look("sample:cat", query)
+    with pytest.raises(QueryError):
+        each.goal(query)
+
+
+@pytest.mark.parametrize("queries", [[], "a cat"])
+def test_no_queries_and_a_bare_string_of_them_are_refused(each, queries):
+    with pytest.raises(QueryError, match="expected a list of queries"):
+        each.look_many("sample:cat", queries)
+
+
+def test_a_copied_folder_gives_the_same_looks(toy, copy):
+    elsewhere = Steerer.load(copy, device="cpu")
+    a, b = (model.look("sample:cat", "a cat") for model in (toy, elsewhere))
+    assert torch.equal(a.after, b.after)
+    assert a.probability == b.probability
+
+
+@pytest.mark.parametrize("name", ["nonsense", "", "lrm_mini/text"])
+def test_an_unknown_model_is_refused_with_the_choices(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"nor one of {', '.join(model_names())}"):
+        Steerer.load(name)
+
+
+@pytest.mark.parametrize("name", ["backbone", "prior", "text/text", "vocabulary"])
+def test_altered_or_missing_weights_are_refused(copy, name):
+    path = copy / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="was altered"):
+        Steerer.load(copy)
+    path.unlink()
+    with pytest.raises(ValueError, match="no weights"):
+        Steerer.load(copy)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"strength": 1.0}', '{"strength": 1.0, "passes": 3, "colour": 1}'])
+def test_missing_or_wrong_defaults_are_refused(copy, text):
+    (copy / "steering.json").unlink()
+    if text is not None:
+        (copy / "steering.json").write_text(text)
+    with pytest.raises(ValueError, match=r"steering\.json does not hold a model's defaults"):
+        Steerer.load(copy)
+
+
+def test_a_prior_that_was_trained_for_another_backbone_is_refused(copy):
+    card = json.loads((copy / "prior.json").read_text())
+    (copy / "prior.json").write_text(json.dumps({**card, "backbone_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match="the parts were not trained for each other"):
+        Steerer.load(copy)
+
+
+def test_a_model_without_a_verdict_has_goals_but_no_looks(copy):
+    (copy / "verdict.json").unlink()
+    model = Steerer.load(copy, device="cpu")
+    assert model.goal("a cat").shape == (6,)
+    with pytest.raises(ValueError, match=r"no calibrated verdict; `python -m steering\.calibrate`"):
+        model.look("sample:cat", "a cat")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_does_not_exist_is_refused(toy_folder, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
+        Steerer.load(toy_folder, device=device)
+
+
+def test_the_embedded_model_names_its_200_classes_and_knows_their_words(steerer):
+    assert len(set(steerer.class_names)) == 200
+    names = ("teapot", "lemon", "school bus", "goldfish", "umbrella")
+    best = [steerer.class_names[index] for index in steerer.goals([f"a {name}" for name in names]).argmax(1).tolist()]
+    assert best == list(names)
+
+
+def test_an_absent_word_is_not_hallucinated(steerer):
+    looks = steerer.look_many("sample:cat", ["a cat", "a school bus", "a lemon", "a teapot", "a suspension bridge"])
+    assert [look.verdict for look in looks[1:]].count("present") == 0
+    for look in looks[1:]:
+        assert look.ranking("after", 1)[0][0] != look.query.removeprefix("a ")
+    assert looks[0].probability > max(look.probability for look in looks[1:])
+
+
+def test_looking_for_a_cat_raises_cats(steerer):
+    """Every look at the sample gathers more probability on what the words stand for."""
+    look = steerer.look("sample:cat", "a cat")
+    cats = [index for index, name in enumerate(look.class_names) if "cat" in name.split()]
+    assert cats
+    assert look.after.softmax(0)[cats].sum() > look.before.softmax(0)[cats].sum()
