@@ -18,13 +18,23 @@ from lrm_core.weights import load_model
 
 
 def write_outputs(
-    model_path: str | Path, source: str, split: Split, output: str | Path, passes: int, workers: int
+    model_path: str | Path,
+    source: str,
+    split: Split,
+    output: str | Path,
+    passes: int,
+    workers: int,
+    limit: int | None = None,
 ) -> None:
-    """Write unsteered outputs of the last pass, `outputs` (n, M) logits, and `labels` (n,), as safetensors."""
+    """Write unsteered outputs of the last pass, `outputs` (n, M) logits, and `labels` (n,), as safetensors.
+
+    `limit`: only the first so many images (those of Tiny ImageNet are shuffled).
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocessing, card = load_model(Path(model_path) / "backbone.safetensors", device)
     config = DataConfig(source=source, num_holdout=card["training"]["data"]["num_holdout"])
-    images = Images(load_images(config, split), preprocessing.size)
+    data = load_images(config, split)
+    images = Images(data if limit is None else data.select(range(min(limit, len(data)))), preprocessing.size)
     outputs, labels = [], []
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
         for pixels, answer in tqdm(ordered_batches(images, 256, workers), desc="outputs", unit="batch"):
@@ -44,9 +54,10 @@ def main() -> None:
     parser.add_argument("--split", default="train", choices=["train", "holdout", "valid"])
     parser.add_argument("--output", required=True, help="….safetensors to write")
     parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="only the first so many images")
     parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args()
-    write_outputs(given.model, given.source, given.split, given.output, given.passes, given.workers)
+    write_outputs(given.model, given.source, given.split, given.output, given.passes, given.workers, given.limit)
 
 
 if __name__ == "__main__":

@@ -149,10 +149,15 @@ def steering_hits(
     return Hits(tuple(strengths), torch.stack(found["present"], 1), torch.stack(found["absent"], 1))
 
 
-def control_hits(output: Float[Tensor, "b m"], trials: Trials, constants: Sequence[float]) -> Hits:
-    """The control: no feedback, a constant in nats added to the goal's logit of an unsteered output."""
+def constant_hits(
+    present: Float[Tensor, "b m"], absent: Float[Tensor, "b m"], trials: Trials, constants: Sequence[float]
+) -> Hits:
+    """A constant in nats added to the goal's logit, of outputs for present goals and of outputs for absent ones.
+
+    With unsteered outputs (the same for both) this is the control: it knows the goal without any feedback.
+    """
     found = []
-    for classes in (trials.present, trials.absent):
+    for output, classes in ((present, trials.present), (absent, trials.absent)):
         own = output.gather(1, classes[:, None].to(output.device))
         others = output.scatter(1, classes[:, None].to(output.device), -torch.inf).amax(1, keepdim=True)
         found.append((own + torch.tensor(constants, device=output.device) > others).float().cpu())

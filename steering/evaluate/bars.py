@@ -27,7 +27,7 @@ from steering.trials import (
     Trials,
     Unsteered,
     class_goals,
-    control_hits,
+    constant_hits,
     make_trials,
     presence_features,
     run_steered,
@@ -70,7 +70,11 @@ def resampling(count: int, seed: int = 0) -> Float[Tensor, "r b"]:
 
 
 def against_control(steered: Hits, controls: Sequence[Hits]) -> dict[str, Any]:
-    """Present rates at equal absent rates: steered, the best control, their difference with its interval."""
+    """Present rates at equal absent rates: steered, the best control, their difference with its interval.
+
+    `steered` runs over constants on the steered output at the default strength, so that feedback is the only
+    difference from the control; or over strengths.
+    """
     weights = resampling(len(steered.present))
     result: dict[str, Any] = {}
     for level in ABSENT_RATES:
@@ -83,7 +87,6 @@ def against_control(steered: Hits, controls: Sequence[Hits]) -> dict[str, Any]:
             "control": rates[best],
             "difference": own - rates[best],
             "interval": interval(difference),
-            "steered_reaches": float(steered.rates()[1].max()),
         }
     return result
 
@@ -92,14 +95,14 @@ def evaluate_kind(steerer: Steerer, trials: Trials, goals: Tensor, embeddings: T
     """Everything about one kind of scene; and per-trial (probability, unsteered logit, answer) for pooling."""
     unsteered = run_unsteered(steerer, trials.scenes.pixels)
     steered = steering_hits(steerer, trials, unsteered, goals, STRENGTHS)
-    controls = [control_hits(output, trials, CONSTANTS) for output in (unsteered.first, unsteered.last)]
+    afters = [run_steered(steerer, unsteered, goals[classes]) for classes in (trials.present, trials.absent)]
+    controls = [constant_hits(output, output, trials, CONSTANTS) for output in (unsteered.first, unsteered.last)]
     without = {
         "present": float(top1(unsteered.last, trials.present).float().mean()),
         "absent": float(top1(unsteered.last, trials.absent).float().mean()),
     }
     rates, scores, logits, outcomes = {}, [], [], []
-    for name, classes in (("present", trials.present), ("absent", trials.absent)):
-        after = run_steered(steerer, unsteered, goals[classes])
+    for name, classes, after in zip(("present", "absent"), (trials.present, trials.absent), afters, strict=True):
         rates[name] = float(top1(after, classes).float().mean())
         values = presence_features(steerer, unsteered.first, after, goals[classes], embeddings[classes])
         assert steerer.verdict is not None
@@ -116,7 +119,8 @@ def evaluate_kind(steerer: Steerer, trials: Trials, goals: Tensor, embeddings: T
         "J_unsteered": j_without,
         "J_steered": j_with,
         "J_ratio": j_with / max(j_without, 1e-9),
-        "control": against_control(steered, controls),
+        "control": against_control(constant_hits(*afters, trials, CONSTANTS), controls),
+        "control_by_strength": against_control(steered, controls),
         "curve": {
             "strength": list(STRENGTHS),
             "present": steered.rates()[0][0].tolist(),
@@ -131,9 +135,14 @@ def presence(score: Tensor, logit: Float[Tensor, "2 b"], outcome: Tensor) -> dic
     """AUROC of the verdict's probability and the goal's unsteered logit (better pass); calibration error, 15 bins."""
     return {
         "auroc_verdict": float(binary_auroc(score, outcome)),
-        "auroc_unsteered_logit": max(float(binary_auroc(row.sigmoid(), outcome)) for row in logit),
+        "auroc_unsteered_logit": max(float(binary_auroc(_unit(row), outcome)) for row in logit),
         "calibration_error": float(binary_calibration_error(score, outcome, n_bins=15)),
     }
+
+
+def _unit(values: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The same order in 0–1, where torchmetrics leaves scores as they are."""
+    return (values.double() - values.min()) / (values.max() - values.min()).clamp(min=1e-9)
 
 
 def evaluate_composites(

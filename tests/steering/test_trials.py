@@ -8,7 +8,7 @@ from steering.trials import (
     Hits,
     Trials,
     class_goals,
-    control_hits,
+    constant_hits,
     make_trials,
     presence_features,
     run_steered,
@@ -104,7 +104,7 @@ def test_the_control_wins_when_its_constant_closes_the_gap():
     output = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 5.0]])
     scenes = compose("single", torch.rand(2, 1, 3, 8, 8), torch.tensor([[1], [2]]), torch.Generator())
     trials = Trials(scenes, torch.tensor([1, 2]), torch.tensor([2, 0]))
-    hits = control_hits(output, trials, (0.0, 2.5, 4.0, 6.0))
+    hits = constant_hits(output, output, trials, (0.0, 2.5, 4.0, 6.0))
     assert hits.present.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
     assert hits.absent.tolist() == [[0, 0, 1, 1], [0, 0, 0, 1]]
 
