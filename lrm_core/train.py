@@ -164,6 +164,8 @@ def train(config: BackboneTraining) -> Path:
     held = Images(load_images(config.data, "valid").select(range(config.num_validation)), config.data.size)
     resumed = load_latest_checkpoint(accelerator, run / "checkpoints")
     progress = resumed or {"epoch": 0, "batch": 0, "step": 0}
+    for group, scale in zip(optimizer.param_groups, (1.0, 1.0, config.feedback_rate), strict=True):
+        group["scale"] = scale  # what a checkpoint brought back is the scale of the run that wrote it
     step: int = progress["step"]
     saved = time.monotonic()
 

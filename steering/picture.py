@@ -54,7 +54,7 @@ def draw(look: "Look", top: int = 5) -> Figure:
     second = (MARGIN, upper + CAPTION + height + GAP) if stacked else (MARGIN + width + GAP, upper)
     _head(axes(MARGIN, MARGIN, full_width - 2 * MARGIN, HEAD), look, full_width - 2 * MARGIN)
     _image(axes(MARGIN, upper + CAPTION, width, height), np.asarray(photo), "the photo")
-    _image(axes(second[0], second[1] + CAPTION, width, height), _overlay(look, photo), "where steering acted")
+    _image(axes(second[0], second[1] + CAPTION, width, height), _overlay(look, photo), "where steering found it")
     left = MARGIN + panels_wide + GAP + LABELS
     _bars(axes(left, upper + CAPTION, BARS, ROW * len(rows)), rows, look)
     return figure
