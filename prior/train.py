@@ -32,7 +32,8 @@ class PriorTraining(Config):
 
     outputs: safetensors of `lrm_core.outputs`. text_encoder: folder or open_clip name. nouns: a
     `wnid<TAB>lemma, lemma` file of further nouns. held_out: JSON whose keys are words that must not be trained on.
-    images_per_goal: outputs that are averaged into one target. temperature, nearest, synonym_handicap: see `build_texts`.
+    images_per_goal: outputs that are averaged into one target. temperature, nearest,
+    synonym_handicap: see `build_texts`.
     """
 
     name: str

@@ -4,9 +4,9 @@ At the feature maps that feedback scales, the activation after the feedback time
 summed over channels (gradient x activation, as in HiResCAM; Draelos & Carin 2021), in the last steered pass. Of each
 resolution the last such map is taken; positive parts are brought to one grid and averaged.
 
-Unusual: not the change that feedback made (x * sum of f), although that is where steering acts in the literal sense. On 250
-composites of held-out images its peak lay in the named object less often than this map's: side by side 66 against
-87 %, insets 66 against 80 %, quarters 43 against 69 %.
+Unusual: not the change that feedback made (x * sum of f), although that is literally where steering acts. On 250
+composites of held-out images its peak lay in the named object less often than that of a map like this one: side by
+side 66 against 87 %, insets 66 against 80 %, quarters 43 against 69 %.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Look:
     image, query: as the user wrote them; model, prior: names of what answered.
     picture: the photograph, full frame, upright RGB.
     before, after, goal: logits of the first, unsteered pass; of the last, steered pass; and those that were asked for.
-    heatmap: where the steered pass found the goal, 0 to 1, over the full frame (the network sees it squashed to a square).
+    heatmap: where the steered pass found the goal, 0 to 1, over the full frame, which the network sees squashed.
     evidence: change of the support for the goal by steering, in nats (log-odds after − before).
     verdict, probability: whether the goal is in the image, and the calibrated probability that it is, 0 to 1.
     seconds: what the look took.

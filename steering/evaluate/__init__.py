@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", help="cpu, cuda, … (default: what there is)")
     parser.add_argument("--source", default="zh-plus/tiny-imagenet", help="labelled images: a folder or a hub name")
     parser.add_argument("--photos", metavar="DIR", help="full-size photographs with photos.json (default: none)")
-    parser.add_argument("--scenes", type=int, default=2000, metavar="N", help="of each kind (default 2000)")
+    parser.add_argument("--scenes", type=int, default=1000, metavar="N", help="of each kind (default 1000)")
     parser.add_argument("--images", type=int, metavar="N", help="single images (default: all)")
     parser.add_argument("--seed", type=int, default=1000, help="of the scenes (default 1000)")
     parser.add_argument("--output", metavar="FILE", help="write all numbers as JSON")

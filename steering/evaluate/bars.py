@@ -36,7 +36,7 @@ from steering.trials import (
     top1,
 )
 
-STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.2, 1.5, 2.0)
+STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 CONSTANTS = tuple(i * 0.1 for i in range(101))
 ABSENT_RATES = (0.05, 0.10)
 NUM_RESAMPLES = 1000
