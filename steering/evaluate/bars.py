@@ -119,7 +119,7 @@ def evaluate_kind(steerer: Steerer, trials: Trials, goals: Tensor, embeddings: T
         "J_unsteered": j_without,
         "J_steered": j_with,
         "J_ratio": j_with / max(j_without, 1e-9),
-        "control": against_control(constant_hits(*afters, trials, CONSTANTS), controls),
+        "control": against_control(constant_hits(afters[0], afters[1], trials, CONSTANTS), controls),
         "control_by_strength": against_control(steered, controls),
         "curve": {
             "strength": list(STRENGTHS),
