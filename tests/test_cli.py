@@ -247,7 +247,13 @@ def test_an_interrupt_and_a_closed_pipe_end_without_a_traceback() -> None:
     images = ["sample:cat", *(f"missing-{i}.jpg" for i in range(3000)), "sample:coffee"]
     command = [sys.executable, str(ROOT / "steer_cli.py"), "-q", "a cat", *images]
     for interrupt, code in ((True, 130), (False, 141)):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             process.stdout.readline()  # the first look is taken; the next errors fill their pipe, and wait

@@ -56,7 +56,8 @@ def nouns(tmp_path):
 
 
 def built(vocabulary, nouns, encoder=encode, **changes):
-    options = {"group_share": 0.2, "noun_share": 0.3, "temperature": 0.05, "nearest": 0.0, **changes}
+    options = {"group_share": 0.2, "noun_share": 0.3, "temperature": 0.05, "nearest": 0.0}
+    options |= {"synonym_handicap": 0.0, **changes}
     return build_texts(vocabulary, encoder, nouns, **options)
 
 
@@ -123,9 +124,9 @@ def test_nouns_far_from_everything_known_are_kept_one_in_ten(vocabulary):
 def test_soft_labels_share_an_anchor_among_its_classes_and_sharpen_with_temperature():
     anchors = torch.eye(3)
     members = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-    sharp = soft_labels(anchors, anchors, members, 0.01)
+    sharp = soft_labels(anchors, anchors, members, torch.zeros(len(anchors)), 0.01)
     torch.testing.assert_close(sharp, torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
-    flat = soft_labels(anchors, anchors, members, 1000.0)
+    flat = soft_labels(anchors, anchors, members, torch.zeros(len(anchors)), 1000.0)
     torch.testing.assert_close(flat, torch.tensor([[0.5, 1 / 6, 1 / 3]]).expand(3, 3), atol=1e-3, rtol=0)
 
 
@@ -168,3 +169,22 @@ def test_a_class_without_images_and_a_label_without_class_are_refused():
         Pairs(texts, torch.randn(2, 2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"expected images of classes 0 to 2, got labels up to 3"):
         Pairs(texts, torch.randn(4, 2), torch.tensor([0, 1, 2, 3]))
+
+
+def test_a_handicap_makes_an_anchor_attract_less():
+    anchors, members = torch.eye(2), torch.eye(2)
+    text = torch.tensor([[0.7071, 0.7071]])
+    even = soft_labels(text, anchors, members, torch.zeros(2), 0.1)
+    torch.testing.assert_close(even, torch.tensor([[0.5, 0.5]]))
+    assert soft_labels(text, anchors, members, torch.tensor([0.0, 0.05]), 0.1)[0, 0] > 0.6
+
+
+def test_a_target_is_the_mean_of_several_images():
+    texts = Texts(torch.eye(2), torch.eye(2), torch.ones(2))
+    outputs = torch.tensor([[0.0, 0.0], [2.0, 0.0], [5.0, 5.0]])
+    pairs = Pairs(texts, outputs, torch.tensor([0, 0, 1]))
+    text, target = pairs.draw(400, torch.Generator().manual_seed(0), 4)
+    first = target[text[:, 0] == 1][:, 0]
+    assert set((first * 2).tolist()) <= {0.0, 1.0, 2.0, 3.0, 4.0}
+    assert len(set(first.tolist())) > 2
+    assert (target[text[:, 1] == 1] == 5).all()
