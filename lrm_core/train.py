@@ -128,6 +128,7 @@ def train(config: BackboneTraining) -> Path:
     """Run or resume a training; returns the folder that holds the finished model."""
     run = Path(config.run_folder)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
         mixed_precision=config.precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),

@@ -92,6 +92,7 @@ def align(config: TextConfig) -> Path:
         raise ValueError("expected a configuration with an `align` part, got none")
     settings, run = config.align, Path(config.run_folder)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
         mixed_precision=config.precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),

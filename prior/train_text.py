@@ -154,6 +154,7 @@ def train(config: TextConfig) -> Path:
     """Run or resume the distillation; returns the folder of the finished model."""
     run = Path(config.run_folder)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
         mixed_precision=config.precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
