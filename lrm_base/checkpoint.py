@@ -18,6 +18,31 @@ if TYPE_CHECKING:
 KEEP = 2
 
 
+def start_accelerator(run: str | Path, precision: str, name: str, **options: Any) -> Accelerator:
+    """The accelerator of a training that lives in folder `run`, tracked by TensorBoard under `name`."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
+        mixed_precision=precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(Path(run) / "logs")),
+        **options,
+    )
+    accelerator.init_trackers(name)
+    return accelerator
+
+
+def agree(accelerator: Accelerator, own: bool) -> bool:
+    """What the main process says, in every process: by clocks of their own they would wait for each other for ever."""
+    import torch
+
+    said = torch.tensor(float(own)).to(accelerator.device)
+    return bool(accelerator.gather(said).flatten()[0])
+
+
 def save_checkpoint(accelerator: Accelerator, folder: str | Path, step: int, progress: dict[str, Any]) -> Path:
     """Write `folder/step-XXXXXXXX`: everything that accelerate prepared or registered, and `progress` as JSON.
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config
 from lrm_base.data import DataConfig, Images, augment, load_images, training_batches
 from lrm_core.backbones import Preprocessing
@@ -127,14 +126,12 @@ def freeze_norms(model: nn.Module) -> None:
 def train(config: BackboneTraining) -> Path:
     """Run or resume a training; returns the folder that holds the finished model."""
     run = Path(config.run_folder)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
-        mixed_precision=config.precision,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
+    accelerator = start_accelerator(
+        run,
+        config.precision,
+        "tensorboard",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    accelerator.init_trackers("tensorboard")
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
 
@@ -205,9 +202,7 @@ def train(config: BackboneTraining) -> Path:
                 values = {name: float(value) for name, value in log.items()}
                 accelerator.log({**values, "learning_rate": rate}, step=step)
                 bar.set_postfix({name.split("/")[-1]: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-            # The clock of the main process decides for all, or they would wait for each other for ever.
-            due = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
-            if float(accelerator.gather(due.to(accelerator.device)).flatten()[0]):
+            if agree(accelerator, time.monotonic() - saved > config.checkpoint_minutes * 60):
                 saved = time.monotonic()
                 save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch, "batch": batch + 1})
             if config.max_steps is not None and step >= config.max_steps:

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from lrm_base.data import Images, ordered_batches
 from lrm_core.model import Steer
-from lrm_core.scenes import compose
+from lrm_core.scenes import NUM_OBJECTS, compose
 
 if TYPE_CHECKING:
     from lrm_core.objective import Objective
-
-SCENES = {"single": 1, "blend": 2, "side": 2, "inset": 2, "grid": 4}
 
 
 @torch.no_grad()
@@ -43,7 +41,7 @@ def validate(objective: Objective, images: Images, passes: int, size: int, stren
         if objective.memory.ready and passes > 1:
             prototypes = objective.memory.prototypes()
             generator = torch.Generator().manual_seed(0)
-            for kind, number in SCENES.items():
+            for kind, number in NUM_OBJECTS.items():
                 picks = torch.randint(0, len(pixels), (1000, number), generator=generator)
                 scenes = compose(kind, pixels[picks], labels[picks], generator)
                 absent = torch.randint(0, objective.num_classes, (1000,), generator=generator).to(device)

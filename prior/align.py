@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lrm_base.card import load_card
-from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.data import Images, augment, load_images, ordered_batches, training_batches
 from prior.captions import Vocabulary, fill, templates_for
 from prior.text import WEIGHTS, TextEncoder, open_folder
@@ -91,13 +90,7 @@ def align(config: TextConfig) -> Path:
     if config.align is None:
         raise ValueError("expected a configuration with an `align` part, got none")
     settings, run = config.align, Path(config.run_folder)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
-        mixed_precision=config.precision,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
-    )
-    accelerator.init_trackers("align")
+    accelerator = start_accelerator(run, config.precision, "align")
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
 
@@ -155,8 +148,7 @@ def align(config: TextConfig) -> Path:
             if step % 25 == 0:
                 accelerator.log({"align/loss": loss.item(), "align/learning_rate": rate}, step=step)
                 bar.set_postfix({"loss": f"{loss.item():.3f}"}, refresh=False)
-            due = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
-            if float(accelerator.gather(due.to(accelerator.device)).flatten()[0]):
+            if agree(accelerator, time.monotonic() - saved > config.checkpoint_minutes * 60):
                 saved = time.monotonic()
                 save_checkpoint(accelerator, run / "align", step, {"epoch": epoch, "batch": batch + 1})
         if main:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from tqdm import tqdm
 
 from lrm_base.card import load_weights
-from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config
 from prior.captions import Vocabulary, fill
 from prior.data import Pairs, build_texts, membership, read_nouns
@@ -107,13 +105,7 @@ def train(config: PriorTraining) -> Path:
     from dalle2_pytorch import DiffusionPrior
 
     run = Path(config.run_folder)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
-        mixed_precision=config.precision,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
-    )
-    accelerator.init_trackers("tensorboard")
+    accelerator = start_accelerator(run, config.precision, "tensorboard")
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
 
@@ -179,8 +171,7 @@ def train(config: PriorTraining) -> Path:
                 tqdm.write(" · ".join([f"step {step}", *(f"{name} {value:.4f}" for name, value in shown.items())]))
             due = True
         else:
-            flag = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
-            due = bool(accelerator.gather(flag.to(accelerator.device)).flatten()[0])
+            due = agree(accelerator, time.monotonic() - saved > config.checkpoint_minutes * 60)
         if due:
             saved = time.monotonic()
             save_checkpoint(accelerator, run / "checkpoints", step, {})

@@ -17,13 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 from tqdm import tqdm
 
 from lrm_base.card import save_weights, write_atomically
-from lrm_base.checkpoint import load_latest_checkpoint, save_checkpoint
+from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config
 from lrm_base.data import DataConfig
 from prior.captions import Vocabulary
@@ -153,13 +151,7 @@ def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int
 def train(config: TextConfig) -> Path:
     """Run or resume the distillation; returns the folder of the finished model."""
     run = Path(config.run_folder)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
-        mixed_precision=config.precision,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
-    )
-    accelerator.init_trackers("text")
+    accelerator = start_accelerator(run, config.precision, "text")
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
 
@@ -212,9 +204,7 @@ def train(config: TextConfig) -> Path:
                 values = {name: float(value) for name, value in log.items()}
                 accelerator.log({**values, "learning_rate": rate}, step=step)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-            # The clock of the main process decides for all, or they would wait for each other for ever.
-            due = torch.tensor(float(time.monotonic() - saved > config.checkpoint_minutes * 60))
-            if float(accelerator.gather(due.to(accelerator.device)).flatten()[0]):
+            if agree(accelerator, time.monotonic() - saved > config.checkpoint_minutes * 60):
                 saved = time.monotonic()
                 save_checkpoint(accelerator, run / "checkpoints", step, {"epoch": epoch, "batch": batch + 1})
         if main:

@@ -62,7 +62,6 @@ class CalibrationConfig(Config):
     scenes: int = 1500
     share_unknown: float = 0.15
     share_hypernym: float = 0.2
-    single_weight: float = 1.0
     ridge: float = 1e-3
     seed: int = 0
 

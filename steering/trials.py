@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lrm_core.feedback import Strength
 from lrm_core.scenes import NUM_OBJECTS, Scenes, compose
-from steering.evidence import features, support
+from steering.evidence import features
 from steering.steerer import Glance, Steerer
 
 
@@ -169,8 +169,3 @@ def presence_features(
 ) -> Float[Tensor, "b f"]:
     """What the verdict reads, see `steering.evidence.features`."""
     return features(before, after, goals, steerer.familiarity(embeddings)).cpu()
-
-
-def goal_support(output: Float[Tensor, "b m"], goals: Float[Tensor, "b m"]) -> Float[Tensor, " b"]:
-    """Support of each output for its goal, in nats."""
-    return support(output, goals).cpu()

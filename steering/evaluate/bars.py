@@ -25,7 +25,6 @@ from steering.steerer import Steerer
 from steering.trials import (
     Hits,
     Trials,
-    Unsteered,
     class_goals,
     constant_hits,
     make_trials,
@@ -229,6 +228,3 @@ def image_tensors(
     images = Images(load_images(config, split), size, in_memory=True)
     assert images.pixels is not None
     return images.pixels.float() / 255, torch.tensor(images.labels)
-
-
-__all__ = ["Unsteered", "evaluate_composites", "evaluate_photos", "evaluate_single", "evaluate_words", "image_tensors"]
