@@ -135,6 +135,8 @@ BACKBONES: dict[str, BackboneEntry] = {
             ("fc", "layer3.add"),
             ("fc", "layer3.bn1"),
             ("fc", "layer2.add"),
+            ("fc", "layer1.add"),
+            ("layer3", "layer3.add"),  # where the goal was found, there look again
             ("pool", "layer2.bn1"),
             ("layer3", "layer1.add"),
             ("layer2", "bn2"),

@@ -4,8 +4,9 @@ Seeing: cross-entropy averaged over the passes (Konkle & Alvarez 2023). Looking 
 with a goal that is there (the target is that class) or one that is not (the target is what is there).
 
 Unusual: the goal's logits are raised by a margin inside the loss only (logit adjustment, Menon et al., ICLR 2021). The
-network sees present and absent goals equally often, yet at test time, without the margin, a goal must be that much more
-likely to win. The margin falls with the strength, so strength moves along the curve between caution and eagerness.
+network sees present and absent goals in the shares that `absent` sets, yet at test time, without the margin, a goal
+must be that much more likely to win. The margin falls with the strength, so strength moves along the curve
+between caution and eagerness.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ class GoalConfig(Config):
     """The goal-directed part of a stage.
 
     share: part of the batch that is steered. kinds: weights of the kinds of scene. absent: probability that the goal is
-    not in the scene. hard: probability that an absent goal is one that the first pass ranks high. group: probability
+    not in the scene. hard: probability that an absent goal is one that the first pass ranks high (such goals teach to
+    tell a class from its likes, at the price of telling it from everything else; see LOG.md). group: probability
     that a goal is a hypernym ("a dog") instead of one class. strength: range that is drawn from, uniformly.
     margin: nats by which the goal is favoured in the loss at strength 1; margin_slope: its change with the strength.
     """
 
     share: float = 0.75
     kinds: dict[str, float] = {"single": 0.2, "blend": 0.25, "side": 0.2, "inset": 0.15, "grid": 0.2}
-    absent: float = 0.5
-    hard: float = 0.5
+    absent: float = 0.7
+    hard: float = 0.0
     group: float = 0.2
     strength: tuple[float, float] = (0.5, 1.5)
-    margin: float = 2.0
-    margin_slope: float = -1.5
+    margin: float = 1.5
+    margin_slope: float = -1.0
 
 
 class Objective(nn.Module):

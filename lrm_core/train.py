@@ -25,20 +25,22 @@ from lrm_core.feedback import Connection, start_at_transpose
 from lrm_core.model import LRM
 from lrm_core.objective import GoalConfig, Objective
 from lrm_core.validate import validate
-from lrm_core.weights import build, save_model
+from lrm_core.weights import build, save_model, start_from
 
 
 class StageConfig(Config):
     """A stretch of training. `learning_rate` runs from the first to the second number along half a cosine.
 
-    size: side of the images in pixels. passes: over which the loss is averaged. freeze_norm: keep the running
-    statistics of batch normalisation (affine parameters still learn), so that all passes share them.
+    size: side of the images in pixels. passes: over which the loss is averaged. warmup: part of the stage, 0–1, over
+    which the learning rate first rises from zero. freeze_norm: keep the running statistics of batch normalisation
+    (affine parameters still learn), so that all passes share them.
     """
 
     epochs: int
     size: int
     passes: int = 1
     learning_rate: tuple[float, float]
+    warmup: float = 0.0
     min_scale: float = 0.35
     freeze_norm: bool = False
     goals: GoalConfig | None = None
@@ -52,12 +54,15 @@ class ConnectionConfig(Config):
 class BackboneTraining(Config):
     """Everything that decides a run.
 
+    init_from: a trained model (`backbone.safetensors` with its card) to start from; paths that it lacks start anew.
     feedback_rate: learning rate of the feedback paths in units of the backbone's. transpose: scale at which the path
-    from the classifier to its features starts (see `start_at_transpose`) when the first goal-directed stage begins.
+    from the classifier to its features starts (see `start_at_transpose`) when the first goal-directed stage begins,
+    unless it was trained before.
     """
 
     name: str
     backbone: str
+    init_from: str | None = None
     connections: list[ConnectionConfig] | None = None
     data: DataConfig
     classes: str | None = None
@@ -111,9 +116,10 @@ def first_goal_epoch(stages: list[StageConfig]) -> int | None:
 
 
 def learning_rate_at(stage: StageConfig, fraction: float) -> float:
-    """Along half a cosine from the first to the second learning rate of the stage."""
+    """Along half a cosine from the first to the second learning rate of the stage, after its warmup."""
     start, end = stage.learning_rate
-    return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
+    rise = min(1.0, fraction / stage.warmup) if stage.warmup else 1.0
+    return rise * (end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2)
 
 
 def freeze_norms(model: nn.Module) -> None:
@@ -140,6 +146,7 @@ def train(config: BackboneTraining) -> Path:
     connections = None if config.connections is None else [Connection(**c.to_dict()) for c in config.connections]
     model, entry = build(config.backbone, len(classes), connections)
     assert isinstance(model, LRM)
+    started_from = None if config.init_from is None else start_from(model, classes, config.init_from)
     model.to(memory_format=torch.channels_last)
     objective = Objective(
         model, entry.preprocessing, entry.output, len(classes), hypernym_groups(classes), config.label_smoothing
@@ -175,7 +182,8 @@ def train(config: BackboneTraining) -> Path:
         begins = progress["batch"] == 0 or epoch > progress["epoch"]
         if begins and epoch == first_goal_epoch(config.stages) and entry.features:
             path = model.paths[Connection(entry.output, entry.features).key]
-            start_at_transpose(path, model.backbone.get_submodule(entry.output), config.transpose)  # type: ignore[arg-type]
+            if not path.projection.weight.any():  # type: ignore[union-attr,operator]
+                start_at_transpose(path, model.backbone.get_submodule(entry.output), config.transpose)  # type: ignore[arg-type]
         loader = accelerator.prepare(
             training_batches(images, config.batch_size, config.seed, epoch, config.data.workers)
         )
@@ -229,7 +237,7 @@ def train(config: BackboneTraining) -> Path:
             preprocessing=held_size,
             output=entry.output,
             classes=classes,
-            training=config.to_dict(),
+            training=config.to_dict() | {"started_from": started_from},
             measured={f"valid_{config.num_validation}/{name}": value for name, value in metrics.items()},
         )
     accelerator.wait_for_everyone()

@@ -61,6 +61,30 @@ def save_model(
     save_weights(path, tensors, card, half=True)
 
 
+def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) -> dict[str, str]:
+    """Give a model the weights of a trained one over the same classes; feedback paths that it lacks stay as they are.
+
+    Returns:
+        name and SHA-256 of the trained model, for the card of what is made of it.
+
+    Raises:
+        ValueError: the trained model is missing or altered, or has other classes, another backbone or other paths.
+    """
+    tensors, card = load_weights(path)
+    theirs, ours = ([entry["name"] for entry in table] for table in (card["classes"], classes))
+    if theirs != ours:
+        raise ValueError(f"{path} knows {len(theirs)} classes, not the {len(ours)} of this training in their order")
+    wanted = model.state_dict()
+    unfit = sorted(key for key, value in tensors.items() if key not in wanted or wanted[key].shape != value.shape)
+    missing = sorted(
+        key for key in wanted.keys() - tensors.keys() if not key.startswith("paths.") and "num_batches" not in key
+    )
+    if unfit or missing:
+        raise ValueError(f"{path} does not fit: unknown or of another shape {unfit}, missing {missing}")
+    model.load_state_dict(tensors, strict=False)
+    return {"name": card["name"], "sha256": card["sha256"]}
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LRM, Preprocessing, dict[str, Any]]:
     """A model in evaluation mode, its preprocessing and its card.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
@@ -36,7 +37,7 @@ from steering.trials import (
 )
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
-CONSTANTS = tuple(i * 0.1 for i in range(101))
+CONSTANTS = tuple(i * 0.1 for i in range(-60, 101))  # negative: an eager network must be held back to compare
 ABSENT_RATES = (0.05, 0.10)
 NUM_RESAMPLES = 1000
 
@@ -44,9 +45,10 @@ NUM_RESAMPLES = 1000
 def rate_at(present: Float[Tensor, "r s"], absent: Float[Tensor, "r s"], level: float) -> Float[Tensor, " r"]:
     """Present rate where the absent rate reaches `level`, linear between settings; each row on its own.
 
-    Settings run from cautious to eager. Where even the most eager stays below the level, its present rate is taken.
+    Settings run from cautious to eager. Where even the most eager stays below the level, its present rate is taken;
+    where even the most cautious exceeds it, a mixture of that setting and of never saying yes.
     """
-    absent = absent.cummax(1).values
+    present, absent = (F.pad(rates, (1, 0)) for rates in (present, absent.cummax(1).values))
     above = absent >= level
     index = torch.where(above.any(1), above.float().argmax(1), absent.shape[1] - 1)
     before = (index - 1).clamp(min=0)

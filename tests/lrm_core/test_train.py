@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 import lrm_core.train
 from lrm_base.checkpoint import KEEP
 from lrm_core.backbones import BACKBONES, MiniNet
+from lrm_core.feedback import Connection
 from lrm_core.train import BackboneTraining, StageConfig, freeze_norms, hypernym_groups, learning_rate_at, train
-from lrm_core.weights import build, load_model
+from lrm_core.weights import build, load_model, start_from
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -174,6 +175,35 @@ def test_a_finished_run_started_again_changes_nothing(finished, images):
     assert (final / "backbone.safetensors").read_bytes() == before
 
 
+def test_a_run_starts_from_a_trained_model_and_keeps_its_feedback(finished, images, tmp_path):
+    _, final = finished
+    first = final / "backbone.safetensors"
+    goals = [{"epochs": 1, "size": 16, "passes": 2, "learning_rate": [0.0, 0.0], "goals": {}, "freeze_norm": True}]
+    out = train(configuration(images, tmp_path, init_from=str(first), stages=goals))
+    (before, _, card), (after, _, second) = (load_model(f / "backbone.safetensors") for f in (final, out))
+    moved = [k for k, v in after.state_dict().items() if not torch.equal(v, before.state_dict()[k])]
+    assert moved == []  # nothing was learned at a rate of 0, nor begun anew
+    assert second["training"]["started_from"] == {"name": "colours", "sha256": card["sha256"]}
+
+
+def test_paths_that_the_trained_model_lacks_start_anew_and_anything_else_is_refused(finished):
+    path = finished[1] / "backbone.safetensors"
+    classes = [{"name": name} for name in COLOURS]
+    more = [*BACKBONES["mini"].connections, Connection("fc", "bn1")]
+    model, _ = build("narrow", 5, more)
+    start_from(model, classes, path)
+    assert not model.paths["fc->bn1"].projection.weight.any()
+    assert model.paths["fc->layer3_add"].projection.weight.any()
+    with pytest.raises(ValueError, match="classes"):
+        start_from(model, classes[::-1], path)
+    wide, _ = build("mini", 5)
+    with pytest.raises(ValueError, match="does not fit"):
+        start_from(wide, classes, path)
+    fewer, _ = build("narrow", 5, more[:1])
+    with pytest.raises(ValueError, match="unknown"):
+        start_from(fewer, classes, path)
+
+
 def test_frozen_norms_keep_their_statistics_and_still_learn():
     model, _ = build("narrow", 5)
     freeze_norms(model.train())
@@ -186,6 +216,11 @@ def test_frozen_norms_keep_their_statistics_and_still_learn():
 def test_the_learning_rate_falls_along_half_a_cosine():
     stage = StageConfig(epochs=1, size=16, learning_rate=(0.4, 0.2))
     assert [round(learning_rate_at(stage, f), 6) for f in (0.0, 0.5, 1.0)] == [0.4, 0.3, 0.2]
+
+
+def test_the_learning_rate_rises_before_it_falls_where_a_warmup_is_asked_for():
+    stage = StageConfig(epochs=1, size=16, learning_rate=(0.4, 0.4), warmup=0.1)
+    assert [round(learning_rate_at(stage, f), 6) for f in (0.0, 0.05, 0.1, 1.0)] == [0.0, 0.2, 0.4, 0.4]
 
 
 def test_groups_of_one_and_groups_of_nearly_everything_are_no_goals():

@@ -31,6 +31,10 @@ def test_a_curve_that_dips_or_stands_still_is_read_where_it_first_reaches_the_le
     assert rate_at(rates(0.3, 0.4), rates(0.02, 0.02), 0.05).item() == pytest.approx(0.4)
 
 
+def test_a_curve_whose_most_cautious_setting_is_too_eager_earns_no_more_than_its_share():
+    assert rate_at(rates(0.6, 0.8), rates(0.2, 0.4), 0.05).item() == pytest.approx(0.15)
+
+
 def test_bootstrap_weights_sum_to_one_and_repeat_for_the_same_seed():
     weights = resampling(20)
     torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)))
