@@ -4,6 +4,7 @@ norm → tanh → sign-dependent gain → 1×1 projection → resize. The result
 
 Unusual: the projection is computed at the source's resolution and resized afterwards. The published code resizes first;
 both are linear, but a late layer has far fewer positions than an early one, so this order costs a fraction.
+`PublishedFeedback` is the published path to the letter, for published weights.
 """
 
 from __future__ import annotations
@@ -88,6 +89,60 @@ class Feedback(nn.Module):
             return F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
         pooled = projected.mean((2, 3))
         return pooled if self.destination_dims == 1 else pooled[:, None]
+
+
+class PublishedFeedback(nn.Module):
+    """The path of one connection in the published order: norm → tanh → resize → sign-dependent gain → 1×1 projection.
+
+    Args:
+        source_shape: shape of the source's activation without the batch: (c,) for a vector, (c, h, w) for a map.
+        destination_shape: likewise.
+
+    Unusual, all as published: the norm of a map has a weight for each channel of the source and each position of the
+    destination, resized to the source's positions whatever the image; resizing aligns corners, so that a map
+    reaches a vector by its first position; the projection has a bias and starts at random, so that neither gain 0
+    nor an untrained path is the plain backbone; a strength multiplies the learned gain.
+    """
+
+    def __init__(self, source_shape: tuple[int, ...], destination_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        for shape in (source_shape, destination_shape):
+            if len(shape) not in (1, 3):
+                raise ValueError(f"published feedback joins vectors (c,) and maps (c, h, w); got shape {shape}")
+        channels, positions = source_shape[0], destination_shape[1:] or (1, 1)
+        one_position = source_shape[1:] in ((), (1, 1))
+        self.norm = nn.LayerNorm(channels if one_position else (channels, *positions))
+        self.gain = nn.Parameter(torch.ones(2))  # for negative and for positive activations
+        self.projection = nn.Conv2d(channels, destination_shape[0], 1)
+
+    def forward(
+        self, source: Float[Tensor, "b ..."], destination: Float[Tensor, "d ..."], strength: Strength | None = None
+    ) -> Float[Tensor, "b ..."]:
+        """What multiplies the destination, broadcastable to its shape.
+
+        `strength` multiplies the learned gain: one number, or (negative, positive). With 0 the bias remains.
+        """
+        maps = source if source.ndim == 4 else source[:, :, None, None]
+        activation = torch.tanh(self._normalise(maps))  # (b, c, h, w) of the source
+        if activation.shape[-2:] != (1, 1):
+            size = tuple(destination.shape[2:]) or (1, 1)
+            activation = F.interpolate(activation, size=size, mode="bilinear", align_corners=True)
+        negative, positive = self.gain.unbind()
+        if strength is not None:
+            negative, positive = (gain * by for gain, by in zip((negative, positive), _pair(strength), strict=True))
+        projected = self.projection(activation * torch.where(activation < 0, negative, positive))
+        return projected if destination.ndim == 4 else projected[:, :, 0, 0]
+
+    def _normalise(self, maps: Tensor) -> Tensor:
+        weight: Tensor = self.norm.weight
+        bias: Tensor = self.norm.bias
+        if weight.ndim == 1:  # over the channels
+            return F.layer_norm(maps.movedim(1, -1), weight.shape, weight, bias, self.norm.eps).movedim(-1, 1)
+        weight, bias = (
+            F.interpolate(each[None], size=maps.shape[-2:], mode="bilinear", align_corners=True)[0]
+            for each in (weight, bias)
+        )
+        return F.layer_norm(maps, maps.shape[1:], weight, bias, self.norm.eps)
 
 
 @torch.no_grad()

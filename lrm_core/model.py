@@ -9,7 +9,7 @@ threads may share a model, and stepping pass by pass is the roll-out. Steps that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Steer:
         source: name of a step that feedback comes from, usually the classifier.
         target: (b, …) or (1, …), an activation of that step: for a classifier of M classes (b, M) logits.
         strength: replaces the gain of every path out of `source`: one number, or (negative, positive). 0 switches
-            these paths off.
+            these paths off. A `PublishedFeedback` multiplies its gain by it instead.
         mix: share of the target; the rest is the model's own activation. 1 replaces it, 0 is no goal.
     """
 
@@ -80,13 +80,22 @@ class LRM(nn.Module):
         backbone: any module that `torch.fx` can trace and that maps (b, 3, h, w) to one tensor.
         connections: feedback paths; see `Connection`. Destinations must be pre-activations (followed by a rectifier).
         image_size: side in pixels of an image with which the backbone can be run once, to learn the shapes.
+        feedback: makes a path of the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
+            published weights.
 
     Raises:
         ValueError: no connection, a connection named twice, a step that does not exist, a destination that is not a
             pre-activation, or a source that does not come after its destination.
     """
 
-    def __init__(self, backbone: nn.Module, connections: Sequence[Connection], image_size: int = 224) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        connections: Sequence[Connection],
+        image_size: int = 224,
+        *,
+        feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback,
+    ) -> None:
         super().__init__()
         if not connections:
             raise ValueError("an LRM needs at least one connection")
@@ -110,7 +119,7 @@ class LRM(nn.Module):
         self._plan()
         shapes = self._shapes(image_size)
         self.activation_shapes = {name: shapes[name] for name in self.sources}
-        self.paths = nn.ModuleDict({c.key: Feedback(shapes[c.source], shapes[c.destination]) for c in connections})
+        self.paths = nn.ModuleDict({c.key: feedback(shapes[c.source], shapes[c.destination]) for c in connections})
 
     def _plan(self) -> None:
         """Split the steps into those before all feedback and the rest, and note when a value is last used."""
@@ -241,10 +250,8 @@ class LRM(nn.Module):
         feedback: dict[str, tuple[Tensor, Strength | None]] = {}
         if state is not None:
             feedback = {name: (value, None) for name, value in state.activations.items()}
-        steered: set[str] = set()
+        self.check(steer)
         for goal in steer:
-            self._check(goal, steered)
-            steered.add(goal.source)
             own = feedback.get(goal.source)
             target = goal.target
             if own is not None:
@@ -254,24 +261,27 @@ class LRM(nn.Module):
             feedback[goal.source] = (target, goal.strength)
         return feedback
 
-    def _check(self, goal: Steer, steered: Iterable[str]) -> None:
-        if goal.source not in self.sources:
-            raise ValueError(f"cannot steer {goal.source!r}; sources of feedback: {', '.join(self.sources)}")
-        if goal.source in steered:
-            raise ValueError(f"{goal.source!r} is steered twice in one pass")
-        expected = self.activation_shapes[goal.source]
-        got = tuple(goal.target.shape)
-        if len(got) != len(expected) + 1 or got[1 : 2 if len(expected) == 3 else None] != (
-            expected[:1] if len(expected) == 3 else expected
-        ):
-            raise ValueError(f"goal for {goal.source!r}: expected shape (batch, {str(expected)[1:-1]}), got {got}")
+    def check(self, steer: Sequence[Steer]) -> None:
+        """Raise ValueError if these cannot be the goals of a pass. Their batches are not compared with the images'."""
+        steered: set[str] = set()
+        for goal in steer:
+            if goal.source not in self.sources:
+                raise ValueError(f"cannot steer {goal.source!r}; sources of feedback: {', '.join(self.sources)}")
+            if goal.source in steered:
+                raise ValueError(f"{goal.source!r} is steered twice in one pass")
+            steered.add(goal.source)
+            expected = self.activation_shapes[goal.source]
+            got = tuple(goal.target.shape)
+            if len(got) != len(expected) + 1 or got[1 : 2 if len(expected) == 3 else None] != (
+                expected[:1] if len(expected) == 3 else expected
+            ):
+                raise ValueError(f"goal for {goal.source!r}: expected shape (batch, {str(expected)[1:-1]}), got {got}")
 
     def _factor(self, node: fx.Node, value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]) -> Tensor | None:
         total: Tensor | None = None
         for connection in self._arriving[node]:
             if connection.source in feedback:
                 activation, strength = feedback[connection.source]
-                path: Feedback = self.paths[connection.key]  # type: ignore[assignment]
-                factor = path(activation, value, strength)
+                factor = self.paths[connection.key](activation, value, strength)
                 total = factor if total is None else total + factor
         return total

@@ -6,6 +6,7 @@ The same command resumes an interrupted run, exactly: everything random is drawn
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -29,20 +30,25 @@ from lrm_core.weights import build, save_model, start_from
 
 
 class StageConfig(Config):
-    """A stretch of training. `learning_rate` runs from the first to the second number along half a cosine.
+    """A stretch of training. `learning_rate` runs from the first to the second number.
 
-    size: side of the images in pixels. passes: over which the loss is averaged. warmup: part of the stage, 0–1, over
-    which the learning rate first rises from zero. freeze_norm: keep the running statistics of batch normalisation
-    (affine parameters still learn), so that all passes share them.
+    size: side of the images in pixels; valid_size: the same in validation, if another. passes: over which the loss is
+    averaged. schedule: along half a cosine, or in a straight line as published ("cyclic", with a warmup). warmup: part
+    of the stage, 0–1, over which the learning rate first rises from zero. freeze_norm: keep the running statistics of
+    batch normalisation (affine parameters still learn), so that all passes share them. freeze_backbone: only the
+    feedback learns.
     """
 
     epochs: int
     size: int
+    valid_size: int | None = None
     passes: int = 1
     learning_rate: tuple[float, float]
+    schedule: Literal["cosine", "linear"] = "cosine"
     warmup: float = 0.0
     min_scale: float = 0.35
     freeze_norm: bool = False
+    freeze_backbone: bool = False
     goals: GoalConfig | None = None
 
 
@@ -54,10 +60,11 @@ class ConnectionConfig(Config):
 class BackboneTraining(Config):
     """Everything that decides a run.
 
-    init_from: a trained model (`backbone.safetensors` with its card) to start from; paths that it lacks start anew.
-    feedback_rate: learning rate of the feedback paths in units of the backbone's. transpose: scale at which the path
-    from the classifier to its features starts (see `start_at_transpose`) when the first goal-directed stage begins,
-    unless it was trained before.
+    classes: a table of classes as JSON, `imagenet` for the 1,000 names that torchvision carries, or the data set's own
+    names. init_from: a trained model (`backbone.safetensors` with its card) to start from; paths that it lacks start
+    anew. feedback_rate: learning rate of the feedback paths in units of the backbone's. transpose: scale at which the
+    path from the classifier to its features starts (see `start_at_transpose`) when the first goal-directed stage
+    begins, unless it was trained before.
     """
 
     name: str
@@ -83,6 +90,10 @@ class BackboneTraining(Config):
 
 def class_table(path: str | None, data: Any) -> list[dict[str, Any]]:
     """One entry for each class: `name`, and where the file tells, `synonyms` and `is_a`."""
+    if path == "imagenet":
+        from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+        return [{"name": name} for name in _IMAGENET_CATEGORIES]
     if path is not None:
         return json.loads(Path(path).read_text())
     return [{"name": name} for name in data.features["label"].names]
@@ -116,10 +127,24 @@ def first_goal_epoch(stages: list[StageConfig]) -> int | None:
 
 
 def learning_rate_at(stage: StageConfig, fraction: float) -> float:
-    """Along half a cosine from the first to the second learning rate of the stage, after its warmup."""
+    """From the first to the second learning rate of the stage by its schedule, after its warmup.
+
+    A straight line falls from the end of the warmup on; a cosine has begun to fall by then, unnoticeably.
+    """
     start, end = stage.learning_rate
     rise = min(1.0, fraction / stage.warmup) if stage.warmup else 1.0
+    if stage.schedule == "linear":
+        fallen = (fraction - stage.warmup) / (1 - stage.warmup) if fraction > stage.warmup else 0.0
+        return rise * (start + (end - start) * fallen)
     return rise * (end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2)
+
+
+def validation_images(data: Any, count: int) -> Any:
+    """`count` rows of a data set: the first, or evenly spaced ones where it lists class by class (an ImageFolder)."""
+    count = min(count, len(data))
+    labels = data["label"][:]
+    step = len(data) // count if all(a <= b for a, b in itertools.pairwise(labels)) else 1
+    return data.select(range(0, count * step, step))
 
 
 def freeze_norms(model: nn.Module) -> None:
@@ -166,7 +191,7 @@ def train(config: BackboneTraining) -> Path:
     prepared, optimizer = accelerator.prepare(objective, optimizer)
 
     images = Images(data, config.data.size, in_memory=config.data.in_memory)
-    held = Images(load_images(config.data, "valid").select(range(config.num_validation)), config.data.size)
+    held = Images(validation_images(load_images(config.data, "valid"), config.num_validation), config.data.size)
     resumed = load_latest_checkpoint(accelerator, run / "checkpoints")
     progress = resumed or {"epoch": 0, "batch": 0, "step": 0}
     for group, scale in zip(optimizer.param_groups, (1.0, 1.0, config.feedback_rate), strict=True):
@@ -179,6 +204,7 @@ def train(config: BackboneTraining) -> Path:
         prepared.train()
         if stage.freeze_norm:
             freeze_norms(prepared)
+        model.backbone.requires_grad_(not stage.freeze_backbone)
         begins = progress["batch"] == 0 or epoch > progress["epoch"]
         if begins and epoch == first_goal_epoch(config.stages) and entry.features:
             path = model.paths[Connection(entry.output, entry.features).key]
@@ -216,7 +242,7 @@ def train(config: BackboneTraining) -> Path:
             if config.max_steps is not None and step >= config.max_steps:
                 break
         if main:
-            metrics = validate(objective, held, stage.passes, stage.size)
+            metrics = validate(objective, held, stage.passes, stage.valid_size or stage.size)
             accelerator.log({f"valid/{name}": value for name, value in metrics.items()}, step=step)
             _report(run, {"epoch": epoch, "step": step, "size": stage.size, **metrics})
         complete = batch + 1 == len(loader)  # max_steps may end a run within an epoch
@@ -227,14 +253,15 @@ def train(config: BackboneTraining) -> Path:
 
     final = run / "model"
     if main:
-        held_size = Preprocessing(config.stages[-1].size, entry.preprocessing.mean, entry.preprocessing.std)
-        metrics = validate(objective, held, config.stages[-1].passes, config.stages[-1].size)
+        last = config.stages[-1]
+        size = last.valid_size or last.size
+        metrics = validate(objective, held, last.passes, size)
         save_model(
             final / "backbone.safetensors",
             model,
             name=config.name,
             backbone=config.backbone,
-            preprocessing=held_size,
+            preprocessing=Preprocessing(size, entry.preprocessing.mean, entry.preprocessing.std),
             output=entry.output,
             classes=classes,
             training=config.to_dict() | {"started_from": started_from},

@@ -28,6 +28,8 @@ class Prior(nn.Module):
         timesteps: of the cosine schedule that the network was trained with.
     """
 
+    source = "diffusion"
+
     mean: Tensor
     std: Tensor
     alphas: Tensor

@@ -1,13 +1,15 @@
 """Samplers as plain functions of (denoise, noise, schedule).
 
 Unusual: dalle2-pytorch's own DDIM makes one call too few and shrinks what it samples (slope 0.89 at five steps where 1
-is right); this one recovers an exact denoiser's distribution with any number of steps, one included.
+is right); this one recovers an exact denoiser's distribution with any number of steps, one included. `ddpm` steps by a
+posterior that is given, since the published priors' files carry their own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -63,3 +65,48 @@ def ddim(
         if eta:
             x = x + spread * torch.randn(x.shape, generator=generator).to(x)
     raise AssertionError("unreachable: the last step returns")
+
+
+class Posterior(NamedTuple):
+    """q(x before the step | x, clean) at every time step (Ho et al. 2020, eq. 6 and 7)."""
+
+    clean: Float[Tensor, " t"]
+    """Weight of the clean value in the mean."""
+    noisy: Float[Tensor, " t"]
+    """Weight of the noisy value in the mean."""
+    log_variance: Float[Tensor, " t"]
+
+
+def posterior(alphas: Float[Tensor, " t"]) -> Posterior:
+    """The posterior of a schedule: `alphas` is ᾱ of every time step."""
+    before = torch.cat([alphas.new_ones(1), alphas[:-1]])
+    betas = 1 - alphas / before
+    variance = betas * (1 - before) / (1 - alphas)
+    return Posterior(
+        betas * before.sqrt() / (1 - alphas),
+        (1 - before) * (1 - betas).sqrt() / (1 - alphas),
+        variance.clamp(min=1e-20).log(),
+    )
+
+
+@torch.no_grad()
+def ddpm(
+    denoise: Denoise,
+    noise: Float[Tensor, "b m"],
+    given: Posterior,
+    *,
+    generator: torch.Generator,
+    times: Sequence[int] | None = None,
+) -> Float[Tensor, "b m"]:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2): one call for every time step, from the last to the first.
+
+    Args:
+        noise: standard normal start.
+        times: only these steps, in this order; what comes out is still noisy unless the last of them is 0.
+    """
+    x = noise
+    for time in reversed(range(len(given.clean))) if times is None else times:
+        mean = given.clean[time] * denoise(x, time) + given.noisy[time] * x
+        drawn = torch.randn(x.shape, generator=generator).to(x)  # drawn at time 0 too, as dalle2-pytorch does
+        x = mean + (0.5 * given.log_variance[time]).exp() * drawn if time else mean
+    return x

@@ -50,23 +50,26 @@ class TextEncoder:
 
         Args:
             name_or_folder: a folder with an OpenCLIP configuration (….json) and `text.safetensors`, or a name such as
-                `ViT-B-16`. pretrained: for a name, OpenCLIP's tag (`openai`) or a file of weights.
+                `ViT-B-16`. pretrained: for a name, OpenCLIP's tag (`openai`) or a file of weights. OpenAI's weights
+                need the activation QuickGELU: a tag brings it, for a file the name does (`ViT-B-16-quickgelu`).
 
         Raises:
-            ValueError: no such folder or name, weights missing or altered, or a text tower of another kind.
+            ValueError: no such folder or name, weights missing, altered or out of reach, or another kind of text tower.
         """
         folder = Path(name_or_folder)
         if folder.is_dir():
             return cls._load_folder(folder, device)
         import open_clip
 
-        name = str(name_or_folder)
+        name = str(name_or_folder).replace("/", "-")
         if name not in open_clip.list_models():
-            raise ValueError(f"text encoder: got {name!r}, which is neither a folder nor one of OpenCLIP's models")
+            raise ValueError(
+                f"text encoder: got {str(name_or_folder)!r}, which is neither a folder nor one of OpenCLIP's models"
+            )
         if pretrained is None:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise ValueError(f"text encoder {name}: expected a file of weights or a tag; choices: {tags}")
-        model = open_clip.create_model(name, pretrained=pretrained, device=device)
+        model = _create(name, str(pretrained), device)
         return cls(model, open_clip.get_tokenizer(name), f"{name}/{Path(pretrained).name}")
 
     @classmethod
@@ -97,12 +100,13 @@ class TextEncoder:
     def tokens(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t token_width"], Bool[Tensor, "b t"]]:
         """Encodings of the single tokens after the last layer norm, zeros behind the end; True where a token stands.
 
-        `t` is the longest of these texts. Raises like `encode`.
+        `t` is the longest of these texts. "!" has the padding's number, 0, and counts as padding, as it did for the
+        published priors. Raises like `encode`.
         """
         ids = self._tokenize(texts)
         with torch.inference_mode():
             _, states = run_text_tower(self.model, ids)
-        mask = _until_end(ids)[:, : states.shape[1]]
+        mask = (_until_end(ids) & (ids != 0))[:, : states.shape[1]]
         return (states.float() * mask[..., None]).clone(), mask
 
     def num_tokens(self, text: str) -> int:
@@ -177,6 +181,43 @@ def open_folder(folder: str | Path, name: str, device: str | torch.device = "cpu
         open_clip.add_model_config(file)
     with torch.random.fork_rng(devices=[]), _NoRandomStart():
         return open_clip.create_model(name, pretrained=str(folder / WEIGHTS), device=device)
+
+
+def _create(name: str, pretrained: str, device: str | torch.device) -> Any:
+    """An OpenCLIP model with the weights of a tag or a file, and with the activation that a tag's weights need."""
+    import open_clip
+
+    given = open_clip.get_pretrained_cfg(name, pretrained)
+    if not given and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ValueError(f"text encoder {name}: {pretrained!r} is neither a file nor one of its tags: {tags}")
+    quick = bool(given.get("quick_gelu") or (open_clip.get_model_config(name) or {}).get("quick_gelu"))
+    if given:
+        pretrained = _download(name, pretrained, given, quick)
+    try:
+        with torch.random.fork_rng(devices=[]), _NoRandomStart():
+            return open_clip.create_model(name, pretrained=pretrained, device=device, force_quick_gelu=quick)
+    except Exception as error:  # whatever a file of another kind makes OpenCLIP, torch or safetensors raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{pretrained} does not hold weights of {name} as OpenCLIP reads them: {reason}") from None
+
+
+def _download(name: str, tag: str, given: dict[str, Any], quick: bool) -> str:
+    from open_clip.pretrained import HF_SAFE_WEIGHTS_NAME, download_pretrained
+
+    try:
+        return str(download_pretrained(given))
+    except Exception as error:  # each of the hubs has its own
+        hub, _, file = given.get("hf_hub", "").rpartition("/")
+        address = given.get("url")
+        if hub:
+            address = f"https://huggingface.co/{hub}/resolve/main/{file or HF_SAFE_WEIGHTS_NAME}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        right = f"{name.removesuffix('-quickgelu')}{'-quickgelu' if quick else ''}"
+        raise ValueError(
+            f"text encoder {name}: the weights {tag!r} cannot be downloaded. By hand: fetch {address} and give the "
+            f"file's path as `pretrained` with the name {right} ({reason})"
+        ) from None
 
 
 class _NoRandomStart(TorchFunctionMode):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,15 +29,17 @@ from prior.text import TextEncoder
 class PriorTraining(Config):
     """Everything that decides a run.
 
-    outputs: safetensors of `lrm_core.outputs`. text_encoder: folder or open_clip name. nouns: a
-    `wnid<TAB>lemma, lemma` file of further nouns. held_out: JSON whose keys are words that must not be trained on.
-    images_per_goal: outputs that are averaged into one target. temperature, nearest,
+    outputs: safetensors of `lrm_core.outputs`. text_encoder: folder or open_clip name; text_pretrained: for a name,
+    open_clip's tag or a file of weights. classes: a table of classes as JSON, or `imagenet` for the 1,000 names that
+    torchvision carries. nouns: a `wnid<TAB>lemma, lemma` file of further nouns. held_out: JSON whose keys are words
+    that must not be trained on. images_per_goal: outputs that are averaged into one target. temperature, nearest,
     synonym_handicap: see `build_texts`.
     """
 
     name: str
     outputs: str
     text_encoder: str
+    text_pretrained: str | None = None
     classes: str
     nouns: str | None = None
     held_out: str | None = None
@@ -62,10 +65,19 @@ class PriorTraining(Config):
     checkpoint_minutes: float = 4.0
 
 
+def load_vocabulary(classes: str, held_out: Iterable[str] = ()) -> Vocabulary:
+    """The vocabulary of a table of classes, or of ImageNet's 1,000 names. Raises like `Vocabulary.load`."""
+    if classes == "imagenet":
+        from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+        return Vocabulary([{"name": name} for name in _IMAGENET_CATEGORIES], held_out)
+    return Vocabulary.load(classes, held_out)
+
+
 def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary, Any]:
     """The vocabulary without held-out words, and all embedded texts."""
     held_out = json.loads(Path(config.held_out).read_text()) if config.held_out else {}
-    vocabulary = Vocabulary.load(config.classes, held_out)
+    vocabulary = load_vocabulary(config.classes, held_out)
     nouns = read_nouns(config.nouns, vocabulary) if config.nouns else []
 
     def encode(texts: Any) -> torch.Tensor:
@@ -112,7 +124,7 @@ def train(config: PriorTraining) -> Path:
     tensors, about = load_weights(config.outputs)
     outputs, labels = tensors["outputs"], tensors["labels"]
     mean, std = outputs.mean(0), outputs.std(0).clamp(min=1e-3)
-    encoder = TextEncoder.load(config.text_encoder, device=str(accelerator.device))
+    encoder = TextEncoder.load(config.text_encoder, config.text_pretrained, str(accelerator.device))
     vocabulary, texts = load_texts(config, encoder)
     if len(vocabulary.names) != outputs.shape[1]:
         raise ValueError(

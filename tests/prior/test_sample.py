@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prior.sample import cosine_schedule, ddim
+from prior.sample import cosine_schedule, ddim, ddpm, posterior
 
 SPREAD = 0.5  # standard deviation of the clean values round their mean
 
@@ -35,10 +35,11 @@ def test_the_schedule_is_that_of_dalle2_pytorch(timesteps):
     torch.testing.assert_close(cosine_schedule(timesteps), scheduler.alphas_cumprod, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("timesteps", [100, 1000])  # of the published priors and of ours
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 64])
-def test_an_exact_denoiser_is_recovered_in_any_number_of_steps(steps):
+def test_an_exact_denoiser_is_recovered_in_any_number_of_steps(steps, timesteps):
     """The slope of samples on their means, where 1 is right; dalle2-pytorch's DDIM gives 0.80 at 2 and 1.03 at 64."""
-    assert slope(*samples(steps)) == pytest.approx(1.0, abs=0.02)
+    assert slope(*samples(steps, timesteps)) == pytest.approx(1.0, abs=0.02)
 
 
 def test_many_steps_recover_the_spread_too():
@@ -117,3 +118,47 @@ def test_a_number_of_steps_that_the_schedule_cannot_give_is_refused(steps):
 def test_eta_without_a_generator_is_refused():
     with pytest.raises(ValueError, match="a generator is needed"):
         ddim(lambda x, _: x, torch.randn(1, 2), cosine_schedule(100), 5, eta=0.5)
+
+
+@pytest.mark.parametrize("timesteps", [100, 1000])
+def test_the_posterior_is_that_of_dalle2_pytorch(timesteps):
+    from dalle2_pytorch.dalle2_pytorch import NoiseScheduler
+
+    scheduler = NoiseScheduler(beta_schedule="cosine", timesteps=timesteps, loss_type="l2")
+    found = posterior(scheduler.alphas_cumprod.double())
+    torch.testing.assert_close(found.clean.float(), scheduler.posterior_mean_coef1, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.noisy.float(), scheduler.posterior_mean_coef2, atol=1e-3, rtol=1e-3)
+    expected = scheduler.posterior_log_variance_clipped
+    torch.testing.assert_close(
+        found.log_variance[1:].float(), expected[1:], atol=1e-2, rtol=0
+    )  # at 0 both stand for none
+
+
+def test_ddpm_is_ddim_with_full_eta_and_all_steps():
+    alphas = cosine_schedule(100).double()
+    generator = torch.Generator().manual_seed(2)
+    mean, noise = torch.randn(500, 1, generator=generator), torch.randn(500, 1, generator=generator)
+
+    def denoise(x, time):
+        return posterior_mean(x, alphas[time], mean)
+
+    found = ddpm(denoise, noise, posterior(alphas), generator=torch.Generator().manual_seed(3))
+    again = ddim(denoise, noise, alphas, 100, eta=1.0, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(found, again, atol=1e-5, rtol=0)
+    assert slope(mean[:, 0], found[:, 0]) == pytest.approx(1.0, abs=0.1)
+    assert (found - mean).std().item() == pytest.approx(SPREAD, rel=0.1)
+
+
+def test_single_steps_follow_one_another_to_the_same_end():
+    alphas = cosine_schedule(7)
+    steps = posterior(alphas)
+
+    def denoise(x, time):
+        return posterior_mean(x, alphas[time], 0.3)
+
+    noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    whole = ddpm(denoise, noise, steps, generator=torch.Generator().manual_seed(1))
+    generator, x = torch.Generator().manual_seed(1), noise
+    for time in range(6, -1, -1):
+        x = ddpm(denoise, x, steps, generator=generator, times=[time])
+    assert torch.equal(x, whole)

@@ -1,0 +1,171 @@
+"""The published AlexNets with feedback and their visual prototypes, by the published names (Konkle & Alvarez 2023).
+
+Calls, defaults and image transforms are those of the published hub entries. Unusual: the weights are pickles, so a file
+is read only if its name vouches for its hash; this holds for a file of one's own, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lrm_base.download import fetch, load_checkpoint, read_pth, verify
+from lrm_core.backbones import IMAGENET_MEAN, IMAGENET_STD, find_backbone
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lrm_core.compat import LRMNet, SteerableLRM
+
+_STORE = "https://s3.us-east-1.wasabisys.com/visionlab-projects/dnn_feedback_dev/logs"
+_RELEASE = "https://github.com/harvard-visionlab/lrm-steering/releases/download/prototypes-v1"
+
+WEIGHTS: dict[str, str] = {
+    "alexnet_lrm1": f"{_STORE}/set14/set14_alexnet_lrm_cls6to8_9to0_2steps_stepwise/"
+    "df5a9767-1046-4d0f-9f82-649c0e5c7881/"
+    "set14_alexnet_lrm_cls6to8_9to0_2steps_stepwise_final_weights-40b29a3427.pth",
+    "alexnet_lrm2": f"{_STORE}/set15/set15_alexnet_torchvision_imagenet1k_lrm_2back_2steps/"
+    "84bdc4f4-1de0-4438-941b-43e574298694/"
+    "set15_alexnet_torchvision_imagenet1k_lrm_2back_2steps_final_weights-17b4229a30.pth",
+    "alexnet_lrm3": f"{_STORE}/set15/set15_alexnet_torchvision_imagenet1k_lrm_3back_2steps/"
+    "28453e80-c5e5-4d76-bc81-99c5fade39ff/"
+    "set15_alexnet_torchvision_imagenet1k_lrm_3back_2steps_final_weights-63ab1b3b06.pth",
+}
+VISION_PROTOTYPES: dict[str, str] = {
+    "alexnet_lrm1": f"{_RELEASE}/visual_prototypes_alexnet_lrm1_40b29a3427-e1282174.pth",
+    "alexnet_lrm2": f"{_RELEASE}/visual_prototypes_alexnet_lrm2_17b4229a30-83b9be6e.pth",
+    "alexnet_lrm3": f"{_RELEASE}/visual_prototypes_alexnet_lrm3_63ab1b3b06-d59f87e7.pth",
+}
+STATISTICS = ("count", "sum", "sumsq", "mean", "std")
+
+Transforms = dict[str, Callable[[Any], Any]]
+Prototype = dict[str, Any]  # count: int; sum, sumsq, mean, std: Tensor
+
+
+def alexnet_lrm1(
+    pretrained: bool | str | Path = True, steering: bool = True, *, progress: bool | None = None
+) -> tuple[LRMNet | SteerableLRM, Transforms]:
+    """AlexNet with one pair of feedback connections. See `alexnet_lrm3`."""
+    return _alexnet("alexnet_lrm1", pretrained, steering, progress)
+
+
+def alexnet_lrm2(
+    pretrained: bool | str | Path = True, steering: bool = True, *, progress: bool | None = None
+) -> tuple[LRMNet | SteerableLRM, Transforms]:
+    """AlexNet with two pairs of feedback connections. See `alexnet_lrm3`."""
+    return _alexnet("alexnet_lrm2", pretrained, steering, progress)
+
+
+def alexnet_lrm3(
+    pretrained: bool | str | Path = True, steering: bool = True, *, progress: bool | None = None
+) -> tuple[LRMNet | SteerableLRM, Transforms]:
+    """The published AlexNet with all five feedback connections, in training mode like every new module, and its images.
+
+    Args:
+        pretrained: with the published weights, with those of a file in the published format (`NAME-HEX.pth`), or, if
+            False, with random ones. steering: a `SteerableLRM`; an `LRMNet` if False.
+        progress: a bar while the weights are fetched: always, never, or only on a terminal if None.
+
+    Returns:
+        the model, and the transforms `train_transform` and `val_transform` (PIL image → (3, 224, 224)),
+        `test_transform` (the same at 256 px) and `inv_transform` (one of these tensors → PIL image).
+
+    Raises:
+        DownloadError: the weights cannot be had or have another hash. ValueError: they do not fit this model.
+    """
+    return _alexnet("alexnet_lrm3", pretrained, steering, progress)
+
+
+def _alexnet(
+    name: str, pretrained: bool | str | Path, steering: bool, progress: bool | None
+) -> tuple[LRMNet | SteerableLRM, Transforms]:
+    from lrm_core.compat import PUBLISHED_CONNECTIONS, LRMNet, SteerableLRM
+
+    front = SteerableLRM if steering else LRMNet
+
+    def build() -> LRMNet | SteerableLRM:
+        return front(find_backbone("alexnet").build(), PUBLISHED_CONNECTIONS[name], forward_passes=2, img_size=224)
+
+    if pretrained is False:
+        return build(), image_transforms()
+    path = fetch(WEIGHTS[name], progress=progress) if pretrained is True else verify(pretrained)
+    weights = load_checkpoint(path)  # before building: what is wrong with a file is told at once
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights: leave the caller's generator alone
+        model = build()
+    try:
+        model.load_state_dict(weights, strict=True)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit {name}: {error}") from None
+    return model, image_transforms()
+
+
+def load_vision_prototypes(
+    name: str | Path, *, map_location: str | torch.device = "cpu", progress: bool | None = None
+) -> dict[int, Prototype]:
+    """The published visual prototypes of a model: statistics of its outputs over each ImageNet class.
+
+    Args:
+        name: a model's name, or a file in the published format (`NAME-HEX.pth`). map_location: device of the tensors.
+        progress: as in `alexnet_lrm3`.
+
+    Returns:
+        for each class index a dict: `count`, and tensors `sum`, `sumsq`, `mean`, `std`. `mean` is a goal: (1000,).
+
+    Raises:
+        DownloadError: the file cannot be had or has another hash. ValueError: no such name, or another format.
+    """
+    if name in VISION_PROTOTYPES:
+        path = fetch(VISION_PROTOTYPES[str(name)], progress=progress)
+    elif Path(name).is_file():
+        path = verify(name)
+    else:
+        raise ValueError(
+            f"no visual prototypes {str(name)!r}: neither a file nor one of {', '.join(VISION_PROTOTYPES)}"
+        )
+    table = read_pth(path)
+    if not isinstance(table, dict) or not table or not all(map(_is_prototype, table.items())):
+        raise ValueError(f"{path}: expected a dict of class index to {', '.join(STATISTICS)}")
+    return {
+        label: {key: value.to(map_location) if torch.is_tensor(value) else value for key, value in entry.items()}
+        for label, entry in table.items()
+    }
+
+
+def _is_prototype(item: tuple[Any, Any]) -> bool:
+    label, entry = item
+    return (
+        isinstance(label, int)
+        and isinstance(entry, dict)
+        and set(STATISTICS) <= entry.keys()
+        and all(torch.is_tensor(entry[key]) for key in STATISTICS[1:])
+    )
+
+
+def image_transforms(size: int = 256, crop: int = 224) -> Transforms:
+    """The published transforms between PIL images and tensors normalised by ImageNet's mean and deviation, (3, h, w).
+
+    As published, `test_transform` keeps the whole `size` square where `val_transform` takes its middle `crop`.
+    """
+    from torchvision import transforms as t
+
+    tensor = [t.ToTensor(), t.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    return {
+        "train_transform": t.Compose([t.Resize(size), t.RandomResizedCrop(crop), t.RandomHorizontalFlip(), *tensor]),
+        "val_transform": t.Compose([t.Resize(size), t.CenterCrop(crop), *tensor]),
+        "test_transform": t.Compose([t.Resize(size), t.CenterCrop(size), *tensor]),
+        "inv_transform": to_picture,
+    }
+
+
+def to_picture(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
+    """A normalised image as a picture again, rounded to the nearest of 256 levels and clipped where it left them."""
+    from torchvision.transforms.functional import to_pil_image
+
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    levels = ((pixels.detach() * std + mean) * 255).round().clamp(0, 255)
+    return to_pil_image(levels.to(torch.uint8).cpu())
