@@ -129,17 +129,20 @@ def _give_or_call(module: str, name: str, arguments: "tuple[_Any, ...]", options
         return getattr(_ours(module), name)
 
 
-def steerer(model: str = "lrm_mini", device: str | None = None) -> "_Steerer":
+def steerer(
+    model: str = "lrm_mini", device: str | None = None, prior: str | None = None, text: str | None = None
+) -> "_Steerer":
     """A `steering.Steerer`: `steerer.look("photo.jpg", "a dog")` looks at a photo for what you name.
 
     Args:
-        model: an embedded model's name, or a model's folder. device: `cpu`, `cuda`, …; the GPU if there is one if None.
+        model: an embedded model's name, a model's folder, or a published model. device: `cpu`, `cuda`, …; the GPU if
+            there is one if None. prior, text: see `Steerer.load`.
 
     Raises:
         ValueError: there is no such model or device, or the model's files were altered.
     """
     with _off_the_path():
-        return _ours("steering.steerer").Steerer.load(model, device=device)
+        return _ours("steering.steerer").Steerer.load(model, device=device, prior=prior, text=text)
 
 
 def alexnet_lrm1(

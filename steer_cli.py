@@ -29,6 +29,9 @@ examples:
   steer --query "a cat" sample:cat
   steer --query "a dog" --query "a bicycle" photos/ --output looks/
   steer --query "a dog" 'photos/**/*.jpg' --json > looks.jsonl
+  steer --prototype "tabby cat" --query-image goal.jpg photos/     goals without words
+  steer --query "a dog" --prior class-names photo.jpg              a prior that needs no training
+  steer --query "a dog" --model alexnet_lrm3 photo.jpg             a published ImageNet model and its prior
   steer --list-classes
   steer evaluate --help
 
@@ -76,6 +79,23 @@ def _parser() -> argparse.ArgumentParser:
         dest="queries",
         help="what to look for; may be given several times",
     )
+    parser.add_argument(
+        "--prototype",
+        action="append",
+        type=_query,
+        default=[],
+        metavar="CLASS",
+        dest="prototypes",
+        help="look for a class by its mean output instead of by words; may be given several times",
+    )
+    parser.add_argument(
+        "--query-image",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        dest="query_images",
+        help="look for what another image shows; may be given several times",
+    )
     parser.add_argument("-o", "--output", metavar="DIR", help="write a picture for each image and query into DIR")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tables")
     parser.add_argument("--top", type=_whole(1), default=5, metavar="N", help="classes to show (default 5)")
@@ -83,7 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list-classes", action="store_true", help="print the names that the model tells apart")
     parser.add_argument("--version", action="version", version=f"steer {__version__}")
     steering = parser.add_argument_group("steering")
-    steering.add_argument("--model", default="lrm_mini", help="a name, or a model's folder (default lrm_mini)")
+    steering.add_argument(
+        "--model",
+        default="lrm_mini",
+        help="lrm_mini (default), a model's folder, or a published model: alexnet_lrm1, alexnet_lrm2, alexnet_lrm3",
+    )
+    steering.add_argument(
+        "--prior",
+        metavar="NAME",
+        help="what turns words into goals: the model's own, or class-names (needs no training)",
+    )
+    steering.add_argument(
+        "--text",
+        metavar="NAME:FILE",
+        help="text encoder of a published model; OpenAI's CLIP from a file: ViT-B-16-quickgelu:FILE",
+    )
     steering.add_argument(
         "--strength", type=_strength, metavar="S", help="gain of the steered feedback: one number, or negative,positive"
     )
@@ -96,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
-    if not options.list_classes and not options.queries:
-        parser.error('nothing to look for: add --query "a dog"')
+    if not options.list_classes and not (options.queries or options.prototypes or options.query_images):
+        parser.error('nothing to look for: add --query "a dog", --prototype or --query-image')
     if not options.list_classes and not options.images:
         parser.error("no images: name files, folders, globs, or a sample such as sample:cat")
     for stream in (sys.stdout, sys.stderr):
@@ -108,20 +142,25 @@ def _run(arguments: list[str]) -> int:
 
         images = expand(options.images)
         if options.output is not None:
-            os.makedirs(options.output, exist_ok=True)
+            try:
+                os.makedirs(options.output, exist_ok=True)
+            except OSError as error:
+                parser.error(f"--output {options.output}: {error.strerror}")
 
         from steering import Steerer
 
-        steerer = Steerer.load(options.model, device=options.device)
+        steerer = Steerer.load(options.model, prior=options.prior, text=options.text, device=options.device)
         if options.list_classes:
             print("\n".join(steerer.class_names), flush=True)
             return 0
         for query in options.queries:  # what cannot be understood is told before the first image
             steerer.goal(query, seed=options.seed)
+        goals = [*options.queries, *map(steerer.prototype_goal, options.prototypes)]
+        goals += [steerer.image_goal(image, passes=options.passes) for image in options.query_images]
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f"--output {options.output}: {error.strerror}")
+        parser.error(str(error))
 
     from steering.errors import ImageError, printable
 
@@ -131,7 +170,7 @@ def _run(arguments: list[str]) -> int:
     with _progress(images, quiet=options.quiet) as (numbered, write):
         for image in numbered:
             try:
-                looks = steerer.look_many(image, options.queries, **settings)
+                looks = steerer.look_many(image, goals, **settings)
             except ImageError as error:
                 write(f"steer: {error}", sys.stderr)
                 failed = True

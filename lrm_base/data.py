@@ -58,6 +58,8 @@ def load_images(config: DataConfig, split: Split) -> Any:
             data = datasets.Dataset.from_parquet(files, split=part)
         elif (folder / part).is_dir():
             data = datasets.load_dataset("imagefolder", data_dir=str(folder / part), split="train")
+            if part == "train":  # listed class by class: the last rows, or the first, would be whole classes
+                data = data.shuffle(seed=0)
         else:
             raise ValueError(
                 f"{folder}: expected {part}-*.parquet or a folder {part}/<class>/…, got {_listing(folder)}"
@@ -71,6 +73,13 @@ def load_images(config: DataConfig, split: Split) -> Any:
     if first <= 0:
         raise ValueError(f"num_holdout: got {config.num_holdout}, expected less than the {len(data)} training images")
     return data.select(range(first) if split == "train" else range(first, len(data)))
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """ImageNet's 1,000 class names in the order of the labels, as torchvision carries them."""
+    from torchvision.models import AlexNet_Weights
+
+    return tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _listing(folder: Path) -> str:

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from lrm_base.card import save_weights
 from lrm_base.data import DataConfig, Images, Split, load_images, ordered_batches
-from lrm_core.weights import load_model
+from lrm_core.published import open_backbone
+from lrm_core.weights import held_out_rows
 
 
 def write_outputs(
@@ -31,8 +32,8 @@ def write_outputs(
     `limit`: only the first so many images (those of Tiny ImageNet are shuffled).
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, preprocessing, card = load_model(Path(model_path) / "backbone.safetensors", device)
-    config = DataConfig(source=source, num_holdout=card["training"]["data"]["num_holdout"])
+    model, preprocessing, card = open_backbone(model_path, device)
+    config = DataConfig(source=source, num_holdout=held_out_rows(card))
     data = load_images(config, split)
     images = Images(data if limit is None else data.select(range(min(limit, len(data)))), preprocessing.size)
     outputs, labels = [], []
@@ -49,7 +50,7 @@ def write_outputs(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="model folder with backbone.safetensors")
+    parser.add_argument("--model", required=True, help="model folder, or a published model such as alexnet_lrm3")
     parser.add_argument("--source", required=True, help="data set: folder or hub name, see lrm_base.data")
     parser.add_argument("--split", default="train", choices=["train", "holdout", "valid"])
     parser.add_argument("--output", required=True, help="….safetensors to write")

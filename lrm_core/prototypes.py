@@ -79,6 +79,8 @@ class Prototypes:
             raise ValueError(f"{wanted!r} names classes {' and '.join(map(str, found))}: give the number")
         if found:
             return found[0]
+        if wanted.isdecimal():
+            return self._find(int(wanted))
         by_plain = {_plain(name): name for name in self.names}
         near = difflib.get_close_matches(_plain(wanted), by_plain, n=5, cutoff=0.5)
         some = [by_plain[name] for name in near] or list(self.names[:5])
@@ -285,6 +287,8 @@ def _plain(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     from lrm_base.data import DataConfig, load_images
+    from lrm_core.published import WEIGHTS, image_transforms, open_backbone
+    from lrm_core.weights import held_out_rows
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="model folder, or a published model such as alexnet_lrm3")
@@ -297,8 +301,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args(argv)
     try:
-        model, transform, names, num_holdout, about = _open(given.model)
-        data = load_images(DataConfig(source=given.source, num_holdout=num_holdout), given.split)
+        model, preprocessing, card = open_backbone(given.model)
+        is_published = given.model in WEIGHTS  # these see the middle of the frame, ours see it squashed
+        transform = image_transforms()["val_transform"] if is_published else square(preprocessing)
+        data = load_images(DataConfig(source=given.source, num_holdout=held_out_rows(card)), given.split)
         compute_prototypes(
             model,
             data if given.limit is None else data.select(range(min(given.limit, len(data)))),
@@ -308,27 +314,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_workers=given.workers,
             device="cuda" if torch.cuda.is_available() else None,
             output=given.output,
-            names=names,
-            about={**about, "split": given.split},
+            names=[entry["name"] for entry in card["classes"]],
+            about={"backbone": card["name"], "backbone_sha256": card["sha256"], "split": given.split},
         )
     except ValueError as error:
         parser.error(str(error))
-
-
-def _open(name_or_folder: str) -> tuple[nn.Module, Transform, list[str], int, dict[str, Any]]:
-    """A published model by name, or one of a folder: model, transform, class names, held-out rows, what it is."""
-    from lrm_core import published
-    from lrm_core.weights import load_model
-
-    if name_or_folder in published.WEIGHTS:
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
-
-        model, transforms = getattr(published, name_or_folder)()
-        return model, transforms["val_transform"], list(_IMAGENET_CATEGORIES), 0, {"backbone": name_or_folder}
-    lrm, preprocessing, card = load_model(Path(name_or_folder) / "backbone.safetensors")
-    about = {"backbone": card["name"], "backbone_sha256": card["sha256"]}
-    names = [entry["name"] for entry in card["classes"]]
-    return lrm, square(preprocessing), names, card["training"]["data"]["num_holdout"], about
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrm_base.data import imagenet_names
 from lrm_base.download import fetch, load_checkpoint, read_pth, verify
-from lrm_core.backbones import IMAGENET_MEAN, IMAGENET_STD, find_backbone
+from lrm_core.backbones import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, find_backbone
+from lrm_core.weights import load_model
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from lrm_core.compat import LRMNet, SteerableLRM
+    from lrm_core.model import LRM
 
 _STORE = "https://s3.us-east-1.wasabisys.com/visionlab-projects/dnn_feedback_dev/logs"
 _RELEASE = "https://github.com/harvard-visionlab/lrm-steering/releases/download/prototypes-v1"
@@ -64,7 +67,7 @@ def alexnet_lrm2(
 def alexnet_lrm3(
     pretrained: bool | str | Path = True, steering: bool = True, *, progress: bool | None = None
 ) -> tuple[LRMNet | SteerableLRM, Transforms]:
-    """The published AlexNet with all five feedback connections, in training mode like every new module, and its images.
+    """The published AlexNet with all five feedback connections, and its images.
 
     Args:
         pretrained: with the published weights, with those of a file in the published format (`NAME-HEX.pth`), or, if
@@ -72,8 +75,9 @@ def alexnet_lrm3(
         progress: a bar while the weights are fetched: always, never, or only on a terminal if None.
 
     Returns:
-        the model, and the transforms `train_transform` and `val_transform` (PIL image → (3, 224, 224)),
-        `test_transform` (the same at 256 px) and `inv_transform` (one of these tensors → PIL image).
+        the model, in evaluation mode if it is pretrained, and the transforms `train_transform` and `val_transform`
+        (PIL image → (3, 224, 224)), `test_transform` (the same at 256 px) and `inv_transform` (one of these tensors →
+        PIL image).
 
     Raises:
         DownloadError: the weights cannot be had or have another hash. ValueError: they do not fit this model.
@@ -101,7 +105,31 @@ def _alexnet(
         model.load_state_dict(weights, strict=True)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit {name}: {error}") from None
-    return model, image_transforms()
+    return model.eval(), image_transforms()
+
+
+def open_backbone(
+    name_or_folder: str | Path, device: str | torch.device = "cpu"
+) -> tuple[LRM, Preprocessing, dict[str, Any]]:
+    """A published model by name, or one of a folder: in evaluation mode, what it expects of images, and its card.
+
+    The card tells at least `name`, `output`, `sha256` (of published weights its start) and `classes`.
+
+    Raises:
+        ValueError: as `alexnet_lrm3` and `lrm_core.weights.load_model`.
+    """
+    if str(name_or_folder) not in WEIGHTS:
+        return load_model(Path(name_or_folder) / "backbone.safetensors", device)
+    name = str(name_or_folder)
+    front, _ = _alexnet(name, True, True, None)
+    card = {
+        "name": name,
+        "output": "classifier.6",
+        "sha256": Path(WEIGHTS[name]).stem.rpartition("-")[2],
+        "address": WEIGHTS[name],
+        "classes": [{"name": class_name} for class_name in imagenet_names()],
+    }
+    return front.lrm.eval().requires_grad_(False).to(device), Preprocessing(224), card
 
 
 def load_vision_prototypes(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config
-from lrm_base.data import DataConfig, Images, augment, load_images, training_batches
+from lrm_base.data import DataConfig, Images, augment, imagenet_names, load_images, training_batches
 from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Connection, start_at_transpose
 from lrm_core.model import LRM
@@ -91,9 +91,7 @@ class BackboneTraining(Config):
 def class_table(path: str | None, data: Any) -> list[dict[str, Any]]:
     """One entry for each class: `name`, and where the file tells, `synonyms` and `is_a`."""
     if path == "imagenet":
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
-
-        return [{"name": name} for name in _IMAGENET_CATEGORIES]
+        return [{"name": name} for name in imagenet_names()]
     if path is not None:
         return json.loads(Path(path).read_text())
     return [{"name": name} for name in data.features["label"].names]

@@ -85,6 +85,11 @@ def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) 
     return {"name": card["name"], "sha256": card["sha256"]}
 
 
+def held_out_rows(card: dict[str, Any]) -> int:
+    """How many of the last training images of its data set a model was not trained on; 0 if its card does not tell."""
+    return card.get("training", {}).get("data", {}).get("num_holdout", 0)
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LRM, Preprocessing, dict[str, Any]]:
     """A model in evaluation mode, its preprocessing and its card.
 

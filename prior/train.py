@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lrm_base.card import load_weights
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config
+from lrm_base.data import imagenet_names
 from prior.captions import Vocabulary, fill
 from prior.data import Pairs, build_texts, membership, read_nouns
 from prior.model import Prior
@@ -68,9 +69,7 @@ class PriorTraining(Config):
 def load_vocabulary(classes: str, held_out: Iterable[str] = ()) -> Vocabulary:
     """The vocabulary of a table of classes, or of ImageNet's 1,000 names. Raises like `Vocabulary.load`."""
     if classes == "imagenet":
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
-
-        return Vocabulary([{"name": name} for name in _IMAGENET_CATEGORIES], held_out)
+        return Vocabulary([{"name": name} for name in imagenet_names()], held_out)
     return Vocabulary.load(classes, held_out)
 
 

@@ -20,4 +20,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'steering' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"steering.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,8 +1,9 @@
 """Assemble a model folder and calibrate it: `python -m steering.calibrate --config configs/calibrate_mini.yaml`.
 
-Chooses the default strength on composites of training images that the backbone was not trained on, then fits the
-verdict on such composites and single images, with goals by words: class names, hypernyms, and nouns that the backbone
-has no class for (which are never present).
+Chooses the default strength on composites of training images that the backbone was not trained on, then fits a
+verdict on such composites and single images for every way of making goals. Goals by words are class names, hypernyms,
+and nouns that the backbone has no class for (which are never present); those without words are the classes' mean
+outputs and the outputs of single images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,20 @@ from tqdm import tqdm
 from lrm_base.card import save_weights
 from lrm_base.config import Config
 from lrm_core.scenes import KINDS
+from lrm_core.weights import held_out_rows
 from prior.captions import Vocabulary, with_article
 from prior.data import read_nouns, vocabulary_anchors
 from steering.evaluate.bars import image_tensors
-from steering.evidence import FEATURES, Verdict, expand
+from steering.evidence import FEATURES, Verdict, expand, features, save_verdicts
 from steering.steerer import Defaults, Steerer
-from steering.trials import (
-    Trials,
-    class_goals,
-    make_trials,
-    presence_features,
-    run_steered,
-    run_unsteered,
-    steering_hits,
-)
+from steering.trials import Trials, class_goals, make_trials, run_steered, run_unsteered, steering_hits
+
+MakeGoals = Callable[[Trials, Tensor, bool], tuple[Tensor, Tensor]]
+"""(trials, classes, whether they are present) → goals (b, m) and their familiarity (b,)."""
 
 
 class CalibrationConfig(Config):
-    """backbone, prior, text: folders of the trained parts; output: the model folder to write.
+    """backbone, prior, text: folders of the trained parts; prototypes: a file; output: the model folder to write.
 
     strengths: tried in order; the last is taken whose absent goals become top-1 in at most `most_absent` of the
     composites of every kind and `most_absent_single` of the single images.
@@ -48,6 +45,7 @@ class CalibrationConfig(Config):
     backbone: str
     prior: str
     text: str
+    prototypes: str
     output: str
     data: str
     classes: str
@@ -70,9 +68,12 @@ def assemble(config: CalibrationConfig) -> Vocabulary:
     """Copy the trained parts into the model folder and write the vocabulary's embeddings."""
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    (output / "verdict.json").unlink(missing_ok=True)  # of what was there before
     for folder, name in ((config.backbone, "backbone"), (config.prior, "prior")):
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(Path(folder) / f"{name}{suffix}", output / f"{name}{suffix}")
+    for suffix in (".safetensors", ".json"):
+        shutil.copyfile(Path(config.prototypes).with_suffix(suffix), output / f"prototypes{suffix}")
     if Path(config.text).resolve() != (output / "text").resolve():
         shutil.copytree(config.text, output / "text", dirs_exist_ok=True)
     held_out = json.loads(Path(config.held_out).read_text()) if config.held_out else {}
@@ -94,7 +95,11 @@ def write_defaults(folder: Path, defaults: Defaults) -> None:
 
 
 def choose_strength(steerer: Steerer, trials: Sequence[Trials], config: CalibrationConfig) -> tuple[float, list[Any]]:
-    """The largest strength whose absent goals stay rare, and the table that it was chosen from."""
+    """The largest strength whose absent goals stay rare, and the table that it was chosen from.
+
+    Raises:
+        ValueError: no strength keeps absent goals as rare as asked for.
+    """
     goals = class_goals(steerer)
     table: list[dict[str, Any]] = [{"strength": s, "present": {}, "absent": {}} for s in config.strengths]
     for trial in trials:
@@ -102,48 +107,89 @@ def choose_strength(steerer: Steerer, trials: Sequence[Trials], config: Calibrat
         present, absent = steering_hits(steerer, trial, unsteered, goals, config.strengths).rates()
         for row, p, a in zip(table, present[0].tolist(), absent[0].tolist(), strict=True):
             row["present"][trial.scenes.kind], row["absent"][trial.scenes.kind] = p, a
-    chosen = config.strengths[0]
+    fit = []
     for row in table:
         composites = [rate for kind, rate in row["absent"].items() if kind != "single"]
-        if max(composites) <= config.most_absent and row["absent"]["single"] <= config.most_absent_single:
-            chosen = row["strength"]
-    return chosen, table
+        # Rates are counts over scenes, in float32: a rate at its limit is within it.
+        if max(composites) <= config.most_absent + 1e-6 and row["absent"]["single"] <= config.most_absent_single + 1e-6:
+            fit.append(row["strength"])
+    if not fit:
+        raise ValueError(
+            f"no strength among {config.strengths} keeps absent goals below {config.most_absent:.1%} of the composites "
+            f"and {config.most_absent_single:.1%} of the single images: {json.dumps(table)}"
+        )
+    return fit[-1], table
 
 
-def verdict_examples(
-    steerer: Steerer,
-    trials: Sequence[Trials],
-    vocabulary: Vocabulary,
-    unknown: Sequence[str],
-    config: CalibrationConfig,
-) -> tuple[Tensor, Tensor]:
-    """Features (n, f) and answers (n,) of present and absent goals over all trials."""
+def word_goals(
+    steerer: Steerer, vocabulary: Vocabulary, unknown: Sequence[str], config: CalibrationConfig
+) -> MakeGoals:
+    """Goals by words: class names, hypernyms, and for absent ones nouns outside the vocabulary."""
     generator = torch.Generator().manual_seed(config.seed)
     groups = [(noun, set(labels)) for noun, labels in vocabulary.groups.items() if 2 <= len(labels) <= 40]
+
+    def make(trial: Trials, classes: Tensor, is_present: bool) -> tuple[Tensor, Tensor]:
+        queries = []
+        for label, inside in zip(classes.tolist(), map(set, trial.scenes.labels.tolist()), strict=True):
+            coin = float(torch.rand((), generator=generator))
+            fitting = [n for n, ls in groups if label in ls and (is_present or not ls & inside)]
+            pick = int(torch.randint(0, 1_000_000, (), generator=generator))
+            if not is_present and unknown and coin < config.share_unknown:
+                queries.append(unknown[pick % len(unknown)])
+            elif coin > 1 - config.share_hypernym and fitting:
+                queries.append(fitting[pick % len(fitting)])
+            else:
+                queries.append(steerer.class_names[label])
+        distinct = sorted(set(queries))
+        index = torch.tensor([distinct.index(query) for query in queries])
+        batches = [[with_article(q) for q in distinct[i : i + 200]] for i in range(0, len(distinct), 200)]
+        goals = torch.cat([steerer.goals(batch) for batch in batches])
+        familiarity = torch.cat([steerer.familiarity(steerer.embed(batch)) for batch in batches])
+        return goals[index], familiarity[index]
+
+    return make
+
+
+def wordless_goals(goals: Callable[[Tensor], Tensor]) -> MakeGoals:
+    """Goals of classes that need no words: `goals` maps class indices (b,) to (b, m)."""
+
+    def make(trial: Trials, classes: Tensor, is_present: bool) -> tuple[Tensor, Tensor]:
+        vectors = goals(classes)
+        return vectors, vectors.new_ones(len(vectors))
+
+    return make
+
+
+def image_outputs(steerer: Steerer, pixels: Tensor, labels: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
+    """For classes (b,), what the network, unsteered, says of an image of each, drawn at random.
+
+    Raises:
+        ValueError: there is no image of some class.
+    """
+    outputs = run_unsteered(steerer, pixels).last
+    generator = torch.Generator().manual_seed(seed)
+    members = [torch.nonzero(labels == label)[:, 0] for label in range(len(steerer.class_names))]
+    empty = [name for name, found in zip(steerer.class_names, members, strict=True) if not len(found)]
+    if empty:
+        raise ValueError(f"no image among {len(labels)} of {len(empty)} classes: {', '.join(empty[:5])}")
+
+    def draw(classes: Tensor) -> Tensor:
+        picks = torch.rand(len(classes), generator=generator)
+        return outputs[torch.stack([members[c][int(p * len(members[c]))] for c, p in zip(classes, picks, strict=True)])]
+
+    return draw
+
+
+def verdict_examples(steerer: Steerer, trials: Sequence[Trials], make: MakeGoals) -> tuple[Tensor, Tensor]:
+    """Features (n, f) and answers (n,) of present and absent goals over all trials."""
     rows, answers = [], []
     for trial in tqdm(trials, desc="verdict examples", disable=None):
         unsteered = run_unsteered(steerer, trial.scenes.pixels)
-        shown = [set(labels) for labels in trial.scenes.labels.tolist()]
         for is_present, classes in ((True, trial.present), (False, trial.absent)):
-            queries = []
-            for label, inside in zip(classes.tolist(), shown, strict=True):
-                coin = float(torch.rand((), generator=generator))
-                fitting = [n for n, ls in groups if label in ls and (is_present or not ls & inside)]
-                pick = int(torch.randint(0, 1_000_000, (), generator=generator))
-                if not is_present and unknown and coin < config.share_unknown:
-                    queries.append(unknown[pick % len(unknown)])
-                elif coin > 1 - config.share_hypernym and fitting:
-                    queries.append(fitting[pick % len(fitting)])
-                else:
-                    queries.append(steerer.class_names[label])
-            distinct = sorted(set(queries))
-            index = torch.tensor([distinct.index(query) for query in queries])
-            embeddings = steerer.embed([with_article(query) for query in distinct])
-            batches = [distinct[i : i + 200] for i in range(0, len(distinct), 200)]
-            goals = torch.cat([steerer.goals([with_article(query) for query in batch]) for batch in batches])
-            after = run_steered(steerer, unsteered, goals[index])
-            rows.append(presence_features(steerer, unsteered.first, after, goals[index], embeddings[index]))
-            answers.append(torch.full((len(queries),), float(is_present)))
+            goals, familiarity = make(trial, classes, is_present)
+            after = run_steered(steerer, unsteered, goals)
+            rows.append(features(unsteered.first, after, goals, familiarity).cpu())
+            answers.append(torch.full((len(classes),), float(is_present)))
     return torch.cat(rows), torch.cat(answers)
 
 
@@ -160,14 +206,19 @@ def fit_verdict(values: Tensor, answers: Tensor, ridge: float) -> Verdict:
 
 
 def calibrate(config: CalibrationConfig) -> None:
-    """Assemble, choose the strength, fit the verdict; writes everything into the model folder."""
+    """Assemble, choose the strength, fit the verdicts; writes everything into the model folder."""
     vocabulary = assemble(config)
     folder = Path(config.output)
     steerer = Steerer.load(folder)
-    num_holdout = steerer.card["training"]["data"]["num_holdout"]  # those that the backbone was not trained on
+    num_holdout = held_out_rows(steerer.card)
     pixels, labels = image_tensors(config.data, "holdout", steerer.preprocessing.size, num_holdout)
     count = len(steerer.class_names)
-    trials = [make_trials(kind, pixels, labels, count, config.scenes, config.seed + i) for i, kind in enumerate(KINDS)]
+
+    def scenes_of(part: slice) -> list[Trials]:
+        shown = pixels[part], labels[part]
+        return [make_trials(kind, *shown, count, config.scenes, config.seed + i) for i, kind in enumerate(KINDS)]
+
+    trials = scenes_of(slice(None))
     strength, table = choose_strength(steerer, trials, config)
     defaults = Defaults(strength, config.passes, config.num_samples, config.sampling_steps)
     write_defaults(folder, defaults)
@@ -181,12 +232,25 @@ def calibrate(config: CalibrationConfig) -> None:
         nouns = read_nouns(config.nouns, vocabulary)[::40]
         near = torch.cat([steerer.familiarity(steerer.embed(nouns[i : i + 500])) for i in range(0, len(nouns), 500)])
         unknown = [noun for noun, cosine in zip(nouns, near.tolist(), strict=True) if cosine < 0.5]
-    values, answers = verdict_examples(steerer, trials, vocabulary, unknown, config)
-    verdict = fit_verdict(values, answers, config.ridge)
-    verdict.save(folder / "verdict.json")
-    probability = verdict.probability(values)
-    right = ((probability >= 0.5) == (answers > 0.5)).float().mean()
-    print(f"verdict on {len(answers)} trials from features {', '.join(FEATURES)}: {right:.1%} right")
+    by_name = Steerer.load(folder, prior="class-names")
+    prototypes = torch.stack([steerer.prototype_goal(name).vector for name in steerer.class_names])
+    evens, odds = slice(0, None, 2), slice(1, None, 2)  # a goal must not be the very image that a scene shows
+    images = image_outputs(steerer, pixels[odds], labels[odds], config.seed)
+    ways = {
+        "diffusion": (steerer, trials, word_goals(steerer, vocabulary, unknown, config)),
+        "class-names": (by_name, trials, word_goals(by_name, vocabulary, unknown, config)),
+        "prototype": (steerer, trials, wordless_goals(prototypes.__getitem__)),
+        "image": (steerer, scenes_of(evens), wordless_goals(images)),
+    }
+    verdicts = {}
+    for way, (model, shown, make) in ways.items():
+        values, answers = verdict_examples(model, shown, make)
+        verdicts[way] = fit_verdict(values, answers, config.ridge)
+        probability = verdicts[way].probability(values)
+        right = ((probability >= 0.5) == (answers > 0.5)).float().mean()
+        print(f"{way}: verdict on {len(answers)} trials, {right:.1%} right")
+    save_verdicts(folder / "verdict.json", verdicts, steerer.card["sha256"])
+    print(f"features: {', '.join(FEATURES)}")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ all its weight there; a goal such as "a dog" spreads it over the breeds. Evidenc
 minus that of the unsteered one.
 
 Unusual: the verdict does not read the steered output alone. A logistic regression, fitted on composites of training
-images that the backbone has not seen, weighs support before and after, how many classes the goal covers, and how near
-the words lie to any that the backbone knows. Looking for is not seeing: the calibration is what says "absent".
+images that the backbone has not seen, weighs support and strength of the goal before and after, how torn the network
+is, how many classes the goal covers, and how near the words lie to any that the backbone knows. It is fitted anew for
+every way of making goals. Looking for is not seeing: the calibration is what says "absent".
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +22,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+TINY = 1e-30  # a weight that is none
 Answer = Literal["present", "absent", "unsure"]
-FEATURES = ("support before", "support after", "log classes covered", "familiarity")
+FEATURES = (
+    "support before",
+    "support after",
+    "logit before",
+    "logit after",
+    "entropy before",
+    "entropy after",
+    "log classes covered",
+    "familiarity",
+)
 
 
 def goal_weights(goal: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
@@ -31,9 +43,13 @@ def goal_weights(goal: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
 
 
 def support(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> Float[Tensor, " *b"]:
-    """Log-odds, in nats, of the probability that an output (logits) gives to what the goal (logits) stands for."""
-    probability = (output.float().softmax(-1) * goal_weights(goal)).sum(-1)
-    return torch.logit(probability, eps=1e-6)
+    """Log-odds, in nats, of the probability that an output (logits) gives to what the goal (logits) stands for.
+
+    In logarithms throughout: a network that is quite sure still has a gradient, which the heatmap needs.
+    """
+    weights, chances = goal_weights(goal), output.float().log_softmax(-1)
+    for_it, against = (w.clamp(min=TINY).log() for w in (weights, 1 - weights))
+    return (chances + for_it).logsumexp(-1) - (chances + against).logsumexp(-1)
 
 
 def features(
@@ -41,10 +57,14 @@ def features(
     after: Float[Tensor, "*b m"],
     goal: Float[Tensor, "*b m"],
     familiarity: Float[Tensor, " *b"],
-) -> Float[Tensor, "*b 4"]:
+) -> Float[Tensor, "*b f"]:
     """What the verdict is made of, see `FEATURES`. `familiarity`: cosine of the query and the nearest known words."""
-    covered = goal_weights(goal).sum(-1).log()
-    return torch.stack([support(before, goal), support(after, goal), covered, familiarity.float()], -1)
+    weights = goal_weights(goal)
+    covered = weights.sum(-1)
+    logits = [(output.float() * weights).sum(-1) / covered for output in (before, after)]  # of what the goal stands for
+    supports = [support(output, goal) for output in (before, after)]
+    entropies = [torch.distributions.Categorical(logits=output.float()).entropy() for output in (before, after)]
+    return torch.stack([*supports, *logits, *entropies, covered.log(), familiarity.float()], -1)
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class Verdict:
     std: tuple[float, ...]
     weights: tuple[float, ...]
     absent_below: float = 0.3
-    present_above: float = 0.7
+    present_above: float = 0.8  # a false "present" is what users of such systems complain of
 
     def probability(self, values: Float[Tensor, "*b f"]) -> Float[Tensor, " *b"]:
         """Calibrated probability that the goal is in the image, if present and absent goals are equally frequent."""
@@ -74,28 +94,35 @@ class Verdict:
             return "present"
         return "absent" if probability <= self.absent_below else "unsure"
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        fields = {"features": FEATURES, **self.__dict__}
-        Path(path).write_text(json.dumps(fields, indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: str | Path) -> Verdict:
-        """Read what `save` wrote. Raises ValueError if it is missing, damaged, or was fitted on other features."""
-        try:
-            fields: Any = json.loads(Path(path).read_text())
-        except FileNotFoundError:
-            hint = "`python -m steering.calibrate` makes it"
-            raise ValueError(f"no calibrated verdict: expected {path}; {hint}") from None
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        if not isinstance(fields, dict) or fields.pop("features", None) != list(FEATURES):
-            raise ValueError(f"{path} was fitted on other features; fit it again with `python -m steering.calibrate`")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"{path} does not hold a verdict: {error}") from None
+def save_verdicts(path: str | Path, verdicts: Mapping[str, Verdict], backbone_sha256: str) -> None:
+    """Write the verdicts of a backbone, one for each way of making goals, as JSON."""
+    fitted = {name: verdict.__dict__ for name, verdict in verdicts.items()}
+    fields = {"backbone_sha256": backbone_sha256, "features": FEATURES, "verdicts": fitted}
+    Path(path).write_text(json.dumps(fields, indent=1) + "\n")
+
+
+def load_verdicts(path: str | Path, backbone_sha256: str) -> dict[str, Verdict]:
+    """What `save_verdicts` wrote. Raises ValueError if it is damaged or was fitted on other features or a backbone."""
+    try:
+        fields: Any = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict) or fields.get("features") != list(FEATURES):
+        raise ValueError(f"{path} was fitted on other features; fit it again with `python -m steering.calibrate`")
+    if fields.get("backbone_sha256") != backbone_sha256:
+        raise ValueError(
+            f"{path} was fitted on another backbone, SHA-256 {fields.get('backbone_sha256')}, not {backbone_sha256}; "
+            "fit it again with `python -m steering.calibrate`"
+        )
+    try:
+        verdicts = {}
+        for name, values in fields["verdicts"].items():
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            verdicts[name] = Verdict(**given)
+        return verdicts
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold verdicts: {error}") from None
 
 
 def expand(standard: Float[Tensor, "*b f"]) -> Float[Tensor, "*b g"]:

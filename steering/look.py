@@ -24,12 +24,14 @@ Ranking = list[tuple[str, float]]
 class Look:
     """One image looked at for one query.
 
-    image, query: as the user wrote them; model, prior: names of what answered.
+    image, query: as the user wrote them; model: what answered; prior: what made the goal (`diffusion`, `class-names`,
+    `published`, `prototype`, `image`).
     picture: the photograph, full frame, upright RGB.
     before, after, goal: logits of the first, unsteered pass; of the last, steered pass; and those that were asked for.
     heatmap: where the steered pass found the goal, 0 to 1, over the full frame, which the network sees squashed.
     evidence: change of the support for the goal by steering, in nats (log-odds after − before).
-    verdict, probability: whether the goal is in the image, and the calibrated probability that it is, 0 to 1.
+    verdict, probability: whether the goal is in the image, and the calibrated probability that it is, 0 to 1; None
+    where the model was not calibrated for goals of this prior.
     seconds: what the look took.
     """
 
@@ -44,8 +46,8 @@ class Look:
     goal: Float[Tensor, " classes"]
     heatmap: Float[Tensor, "rows columns"]
     evidence: float
-    verdict: Literal["present", "absent", "unsure"]
-    probability: float
+    verdict: Literal["present", "absent", "unsure"] | None
+    probability: float | None
     seconds: float
 
     def ranking(self, which: Literal["before", "after", "goal"], top: int = 5) -> Ranking:
@@ -63,7 +65,8 @@ class Look:
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def as_dict(self, top: int = 5) -> dict[str, Any]:
-        """Plain values, ready for JSON: image, query, model, prior, verdict, probability, before, after, seconds.
+        """Plain values, ready for JSON: image, query, model, prior, verdict, probability, evidence, what was looked for
+        (goal), before, after, seconds.
 
         Bytes of a file's name that are no UTF-8, and control characters, are written as escapes.
         """
@@ -73,7 +76,9 @@ class Look:
             "model": self.model,
             "prior": self.prior,
             "verdict": self.verdict,
-            "probability": round(self.probability, 4),
+            "probability": None if self.probability is None else round(self.probability, 4),
+            "evidence": round(self.evidence, 4),
+            "goal": _named(self.ranking("goal", min(top, 3))),
             "before": _named(self.ranking("before", top)),
             "after": _named(self.ranking("after", top)),
             "seconds": round(self.seconds, 4),
@@ -83,8 +88,12 @@ class Look:
         """A few lines for a terminal: the verdict, what the query was understood as, before → after."""
         goal = ", ".join(short(name, 28) for name, _ in self.ranking("goal", 3))
         head = f'{printable(self.image)} · "{printable(self.query)}"'
-        verdict = f"{self.verdict.upper()}  probability {self.probability:.2f} · evidence {self.evidence:+.2f} nats"
-        lines = [head, f"  {verdict} · {self.seconds * 1000:.0f} ms", f"  looked for: {goal}", ""]
+        if self.verdict is None or self.probability is None:
+            verdict = "NOT CALIBRATED for this model and prior"
+        else:
+            verdict = f"{self.verdict.upper()}  probability {self.probability:.2f}"
+        lines = [head, f"  {verdict} · evidence {self.evidence:+.2f} nats · {self.seconds * 1000:.0f} ms"]
+        lines += [f"  looked for: {goal} ({self.model}, goal by {self.prior})", ""]
         lines.append(f"     {'before':<39}after")
         pairs = zip(self.ranking("before", top), self.ranking("after", top), strict=True)
         for rank, ((old, p), (new, q)) in enumerate(pairs, start=1):

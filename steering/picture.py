@@ -93,9 +93,10 @@ def _head(ax: Axes, look: "Look", inches: float) -> None:
     ax.set_axis_off()
     ax.set(xlim=(0, inches), ylim=(HEAD, 0))
     room = int(inches * 7.6)  # letters of the title's size
-    verdict = f"{look.verdict}, {look.probability:.0%}"
+    judged = look.verdict is not None and look.probability is not None
+    verdict = f"{look.verdict}, {look.probability:.0%}" if judged else "not calibrated"
     _write(ax, 0.0, 0.1, _cut(f"“{printable(look.query)}”", room - len(verdict) - 4), size=15, weight="bold")
-    _write(ax, inches, 0.1, verdict, size=15, weight="bold", color=VERDICT[look.verdict], ha="right")
+    _write(ax, inches, 0.1, verdict, size=15, weight="bold", color=VERDICT.get(look.verdict or "", MUTED), ha="right")
     goal = "looked for " + ", ".join(_cut(name, 26) for name, _ in look.ranking("goal", 3))
     evidence = f"evidence {look.evidence:+.2f} nats"
     _write(ax, 0.0, 0.42, _cut(goal, int(inches * 11) - len(evidence) - 4), size=9.5, color=MUTED)

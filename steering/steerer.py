@@ -7,8 +7,9 @@ batch of K steered ones.
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,7 +23,8 @@ from lrm_core import LRM, State, Steer, Stem
 from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
 from steering.errors import QueryError, printable
-from steering.evidence import Verdict, features, support
+from steering.evidence import Answer, Verdict, features, load_verdicts, support
+from steering.goals import Goal
 from steering.heatmap import steering_heatmap
 from steering.images import open_image
 from steering.look import Look
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from prior.model import Prior
+    from lrm_core.prototypes import Prototypes
     from prior.text import TextEncoder
+    from steering.language import Language
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "lrm_mini"
@@ -67,16 +70,23 @@ def find_model(name_or_folder: str | Path) -> Path:
     for folder in (Path(name_or_folder), MODELS / str(name_or_folder)):
         if (folder / "backbone.json").is_file():
             return folder
+    from steering.published import PUBLISHED_MODELS
+
     raise ValueError(
         f"no model {printable(str(name_or_folder))!r}: neither a folder with backbone.safetensors and backbone.json "
-        f"nor one of {', '.join(model_names())}"
+        f"nor one of {', '.join((*model_names(), *PUBLISHED_MODELS))}"
     )
 
 
 class Steerer:
-    """A backbone with feedback, the prior that turns words into its goals, and the calibrated verdict.
+    """A backbone with feedback, the prior that turns words into its goals, and the calibrated verdicts.
 
     Use `Steerer.load()`. All tensors live on `device`. The object holds no state between calls; threads may share it.
+
+    Args:
+        language: called once, when words are first to be understood.
+        verdicts: one for each way of making goals that was calibrated, see `steering.goals.Goal`.
+        prototypes: called when a class is first looked for by its mean output; returns None if the model has none.
     """
 
     def __init__(
@@ -84,46 +94,68 @@ class Steerer:
         model: LRM,
         card: dict[str, Any],
         preprocessing: Preprocessing,
-        prior: Prior,
-        text: TextEncoder,
-        vocabulary: Tensor,
-        verdict: Verdict | None,
+        language: Callable[[], Language],
+        verdicts: Mapping[str, Verdict],
         defaults: Defaults,
         device: torch.device,
+        prototypes: Callable[[], Prototypes | None],
     ) -> None:
         self.model, self.card, self.preprocessing = model, card, preprocessing
-        self.prior, self.text, self.vocabulary = prior, text, vocabulary
-        self.verdict, self.defaults, self.device = verdict, defaults, device
+        self.verdicts, self.defaults, self.device = dict(verdicts), defaults, device
+        self._load_language, self._load_prototypes = language, prototypes
+        self._loading = threading.RLock()
         self._understand = lru_cache(1024)(self._understand_anew)  # a folder of images asks the same words each time
 
     @classmethod
-    def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str | None = None) -> Steerer:
-        """Load an embedded model by name, or any folder in the same format. Nothing is fetched from a network.
+    def load(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        prior: str | None = None,
+        text: str | None = None,
+        device: str | None = None,
+    ) -> Steerer:
+        """Load an embedded model by name, any folder in the same format, or a published model.
+
+        Args:
+            prior: what turns words into goals: `class-names`, which needs no training, a file of `prior.train`, or by
+                default the prior that was trained for this backbone and text encoder, where there is one.
+            text: the text encoder of published models, and of folders that hold a backbone alone: `NAME:TAG` or
+                `NAME:FILE`, see `TextEncoder.load`.
+
+        Embedded models and folders need no network; files of published ones are fetched once, when they are needed.
 
         Raises:
-            ValueError: there is no such model, a file of it is missing or was altered, its parts were not trained for
-                each other, or the device does not exist.
+            ValueError: there is no such model or prior, a file of it is missing or was altered, its parts were not
+                trained for each other, or the device does not exist.
         """
         import json
 
-        from lrm_base.card import load_weights
         from lrm_core.weights import load_model
-        from prior.model import Prior
-        from prior.text import TextEncoder
+        from steering.language import folder_language
+        from steering.published import PUBLISHED_MODELS, load_published
 
-        folder = find_model(model)
         place = find_device(device)
+        if str(model) in PUBLISHED_MODELS:
+            return load_published(str(model), prior=prior, text=text, device=place)
+        folder = find_model(model)
         backbone, preprocessing, card = load_model(folder / "backbone.safetensors", place)
-        prior, trained_on = Prior.load(folder / "prior.safetensors", place)
-        text = TextEncoder.load(folder / "text", device=str(place))
-        vocabulary = load_weights(folder / "vocabulary.safetensors")[0]["embeddings"].to(place)
-        verdict = Verdict.load(folder / "verdict.json") if (folder / "verdict.json").is_file() else None
+        prototypes = _load_prototypes(folder, card)
+        outputs = None if prototypes is None else prototypes.mean[-1]
+        classifier: Any = backbone.backbone.get_submodule(card["output"]).weight
+
+        def language() -> Language:
+            return folder_language(folder, card, classifier, outputs, place, prior=prior, text=text)
+
+        verdicts = load_verdicts(folder / "verdict.json", card["sha256"]) if (folder / "verdict.json").is_file() else {}
+        if not (folder / "text").is_dir():  # what `lrm_core.train` writes: a backbone alone
+            return cls(backbone, card, preprocessing, language, verdicts, Defaults(1.0, 2), place, lambda: prototypes)
+        loaded = language()
         try:
             defaults = Defaults(**json.loads((folder / "steering.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{folder / 'steering.json'} does not hold a model's defaults: {error}") from None
-        _check_fit(folder, card, prior, trained_on, text, vocabulary)
-        return cls(backbone, card, preprocessing, prior, text, vocabulary, verdict, defaults, place)
+        return cls(backbone, card, preprocessing, lambda: loaded, verdicts, defaults, place, lambda: prototypes)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -135,33 +167,87 @@ class Steerer:
         """Name of the step that is steered: the classifier."""
         return self.card["output"]
 
+    @property
+    def language(self) -> Language:
+        """How words become goals: text encoder, prior, known words. Loaded when first needed, once."""
+        with self._loading:
+            return self._language
+
+    @cached_property
+    def _language(self) -> Language:
+        return self._load_language()
+
+    @property
+    def text(self) -> TextEncoder:
+        """The text encoder."""
+        return self.language.text
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict on goals by words, if it was calibrated for this prior."""
+        return self.verdicts.get(self.language.prior.source)
+
     def embed(self, queries: Sequence[str]) -> Float[Tensor, "q n"]:
         """Unit-length text embeddings. Raises QueryError for an empty query or one that is too long."""
         try:
-            return self.text.encode(list(queries)).to(self.device)
+            return self.language.embed(queries)
         except ValueError as error:
             raise QueryError(str(error)) from None
 
     def familiarity(self, embeddings: Float[Tensor, "q n"]) -> Float[Tensor, " q"]:
         """Cosine of each text with the nearest name, synonym or hypernym of a class that the backbone knows."""
-        return (embeddings @ self.vocabulary.T).amax(1)
+        return self.language.familiarity(embeddings)
 
     def goals(self, queries: Sequence[str], *, seed: int = 0) -> Float[Tensor, "q m"]:
-        """Goal vectors, in logits of the backbone, one for each query."""
-        return self._goals(self.embed(queries), seed)
+        """Goal vectors, in logits of the backbone, one for each query. Raises like `embed`."""
+        options = {"num_samples": self.defaults.num_samples, "steps": self.defaults.sampling_steps}
+        try:
+            return self.language.goals(queries, seed=seed, **options)
+        except ValueError as error:
+            raise QueryError(str(error)) from None
 
     def goal(self, query: str, *, seed: int = 0) -> Float[Tensor, " m"]:
         """The goal vector of one query, in logits of the backbone."""
-        return self._understand(query, seed)[0].clone()
+        return self._understand(query, seed).vector.clone()
 
-    def _understand_anew(self, query: str, seed: int) -> tuple[Tensor, Tensor]:
-        """The goal (M,) and the familiarity () of a query."""
-        embeddings = self.embed([query])
-        return self._goals(embeddings, seed)[0], self.familiarity(embeddings)[0]
+    def _understand_anew(self, query: str, seed: int) -> Goal:
+        familiarity = float(self.familiarity(self.embed([query]))[0])
+        return Goal(query, self.goals([query], seed=seed)[0], self.language.prior.source, familiarity)
 
-    def _goals(self, embeddings: Tensor, seed: int) -> Tensor:
-        options = {"num_samples": self.defaults.num_samples, "steps": self.defaults.sampling_steps}
-        return self.prior.goals(embeddings, seed=seed, **options)
+    def prototype_goal(self, class_name: str) -> Goal:
+        """A goal without words: the mean output of the last pass over training images of a class.
+
+        Raises:
+            QueryError: the model has no prototypes, or none of that name; tells the nearest names.
+        """
+        with self._loading:
+            prototypes = self._prototypes
+        if prototypes is None:
+            raise QueryError(f"model {self.card['name']} has no prototypes; `python -m lrm_core.prototypes` makes them")
+        try:
+            vector = prototypes.goal(class_name)
+        except ValueError as error:
+            raise QueryError(str(error)) from None
+        return Goal(class_name, vector.to(self.device), "prototype")
+
+    @cached_property
+    def _prototypes(self) -> Prototypes | None:
+        return self._load_prototypes()
+
+    @torch.no_grad()
+    def image_goal(
+        self, image: str | os.PathLike[str] | Image.Image | np.ndarray, *, passes: int | None = None
+    ) -> Goal:
+        """A goal without words: what the network, unsteered, says of another image after its last pass.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        glance = self.glance(self.pixels(open_image(image)))
+        output, state = glance.output, glance.state
+        for _ in range((self.defaults.passes if passes is None else passes) - 1):
+            output, state = self.model.step(glance.stem, state)
+        return Goal(_name(image), output[0], "image")
 
     def pixels(self, picture: Image.Image) -> Float[Tensor, "1 3 s s"]:
         """A photograph as the backbone takes it: the whole frame squashed to a square, normalised."""
@@ -205,7 +291,7 @@ class Steerer:
     def look(
         self,
         image: str | os.PathLike[str] | Image.Image | np.ndarray,
-        query: str,
+        query: str | Goal,
         *,
         strength: Strength | None = None,
         passes: int | None = None,
@@ -217,7 +303,7 @@ class Steerer:
     def look_many(
         self,
         image: str | os.PathLike[str] | Image.Image | np.ndarray,
-        queries: Sequence[str],
+        queries: Sequence[str | Goal],
         *,
         strength: Strength | None = None,
         passes: int | None = None,
@@ -227,21 +313,25 @@ class Steerer:
 
         Args:
             image: a file, a sample such as `sample:cat`, a PIL image, or an (h, w, 3) uint8 array.
+            queries: words, or goals by `prototype_goal` and `image_goal`.
             strength: gain of the goal's feedback, or (negative, positive); the model's default if None.
             passes: number of passes in all, at least 2; the model's default if None.
             seed: of the prior's samples.
 
+        A verdict is given where one was calibrated for the way that the goal was made; it is None otherwise.
+
         Raises:
             ImageError: the image cannot be read. QueryError: a query is empty or too long. ValueError: see the options.
         """
-        if self.verdict is None:
-            raise ValueError("this model has no calibrated verdict; `python -m steering.calibrate` makes it")
-        if isinstance(queries, str) or not queries:
+        if isinstance(queries, str | Goal) or not queries:
             raise QueryError(f"expected a list of queries, got {queries!r}")
         start = time.perf_counter()
-        understood = [self._understand(query, seed) for query in queries]
-        goals = torch.stack([goal for goal, _ in understood])
-        familiarity = torch.stack([cosine for _, cosine in understood])
+        understood = [q if isinstance(q, Goal) else self._understand(q, seed) for q in queries]
+        for goal in understood:
+            if goal.vector.shape != (len(self.class_names),):
+                width, got = len(self.class_names), tuple(goal.vector.shape)
+                raise ValueError(f"goal {goal.name!r}: expected shape ({width},) for {self.card['name']}, got {got}")
+        goals = torch.stack([goal.vector.to(self.device) for goal in understood])
         steer, passes = self._steer(goals, strength, passes)
         picture = open_image(image)
         glance = self.glance(self.pixels(picture))
@@ -252,16 +342,16 @@ class Steerer:
                 _, state = self.model.step(stem, state, [steer])
         after, heatmaps = steering_heatmap(self.model, stem, state, steer, goals)
         before = glance.output.expand(count, -1)
-        values = features(before, after, goals, familiarity)
-        probabilities = self.verdict.probability(values).tolist()
+        values = features(before, after, goals, goals.new_tensor([goal.familiarity for goal in understood]))
         evidence = (support(after, goals) - support(before, goals)).tolist()
+        judged = [self._judge(goal, row) for goal, row in zip(understood, values, strict=True)]
         seconds = (time.perf_counter() - start) / count
         return [
             Look(
                 image=_name(image),
-                query=query,
+                query=goal.name,
                 model=self.card["name"],
-                prior="diffusion",
+                prior=goal.source,
                 class_names=self.class_names,
                 picture=picture,
                 before=before[index],
@@ -269,26 +359,34 @@ class Steerer:
                 goal=goals[index],
                 heatmap=heatmaps[index],
                 evidence=evidence[index],
-                verdict=self.verdict.answer(probabilities[index]),
-                probability=probabilities[index],
+                verdict=judged[index][0],
+                probability=judged[index][1],
                 seconds=seconds,
             )
-            for index, query in enumerate(queries)
+            for index, goal in enumerate(understood)
         ]
 
+    def _judge(self, goal: Goal, values: Float[Tensor, " f"]) -> tuple[Answer | None, float | None]:
+        verdict = self.verdicts.get(goal.source)
+        if verdict is None:
+            return None, None
+        probability = float(verdict.probability(values))
+        return verdict.answer(probability), probability
 
-def _check_fit(
-    folder: Path, card: dict[str, Any], prior: Prior, trained_on: dict[str, Any], text: TextEncoder, vocabulary: Tensor
-) -> None:
-    """Raises ValueError where backbone, prior and text encoder of a folder were not trained for each other."""
-    widths = {prior.network.text_width, text.width, vocabulary.shape[1]}
-    backbone = trained_on.get("backbone_sha256")
-    if backbone != card["sha256"] or prior.network.dim != len(card["classes"]) or len(widths) > 1:
+
+def _load_prototypes(folder: Path, card: dict[str, Any]) -> Prototypes | None:
+    """The prototypes of a model folder, if it has any. Raises ValueError if they are of another backbone."""
+    if not (folder / "prototypes.safetensors").is_file():
+        return None
+    from lrm_core.prototypes import Prototypes
+
+    prototypes = Prototypes.load(folder / "prototypes.safetensors")
+    if prototypes.card.get("backbone_sha256") != card["sha256"]:
         raise ValueError(
-            f"{folder}: the parts were not trained for each other: the prior speaks to a backbone of "
-            f"{prior.network.dim} classes, SHA-256 {backbone}, from texts of width {prior.network.text_width}; "
-            f"got {len(card['classes'])} classes, SHA-256 {card['sha256']}, width {text.width}"
+            f"{folder / 'prototypes.safetensors'} are of another backbone: SHA-256 "
+            f"{prototypes.card.get('backbone_sha256')}, not {card['sha256']}"
         )
+    return prototypes
 
 
 def _name(image: Any) -> str:

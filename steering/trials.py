@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from lrm_core.feedback import Strength
 from lrm_core.scenes import NUM_OBJECTS, Scenes, compose
-from steering.evidence import features
 from steering.steerer import Glance, Steerer
 
 
@@ -162,10 +161,3 @@ def constant_hits(
         others = output.scatter(1, classes[:, None].to(output.device), -torch.inf).amax(1, keepdim=True)
         found.append((own + torch.tensor(constants, device=output.device) > others).float().cpu())
     return Hits(tuple(constants), *found)
-
-
-def presence_features(
-    steerer: Steerer, before: Tensor, after: Tensor, goals: Tensor, embeddings: Tensor
-) -> Float[Tensor, "b f"]:
-    """What the verdict reads, see `steering.evidence.features`."""
-    return features(before, after, goals, steerer.familiarity(embeddings)).cpu()

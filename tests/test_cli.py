@@ -14,7 +14,7 @@ from PIL import Image
 import steer_cli
 from steering.images import open_image
 
-KEYS = ["image", "query", "model", "prior", "verdict", "probability", "before", "after", "seconds"]
+KEYS = ["image", "query", "model", "prior", "verdict", "probability", "evidence", "goal", "before", "after", "seconds"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -74,6 +74,18 @@ def test_before_does_not_depend_on_the_query_and_after_does(capsys: pytest.Captu
     cat, espresso = objects(capsys.readouterr().out)
     assert cat["before"] == espresso["before"]
     assert cat["after"] != espresso["after"]
+
+
+def test_goals_need_no_words(capsys: pytest.CaptureFixture[str], photo: Path) -> None:
+    arguments = ["--prototype", "tabby", "--query-image", str(photo), "sample:cat", "--json"]
+    assert steer(*arguments, "--prior", "class-names", "-q", "a cat") == 0
+    answers = objects(capsys.readouterr().out)
+    assert [(a["query"], a["prior"]) for a in answers] == [
+        ("a cat", "class-names"),
+        ("tabby", "prototype"),
+        (str(photo), "image"),
+    ]
+    assert all(a["verdict"] in ("present", "absent", "unsure") for a in answers)
 
 
 def test_same_seed_same_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +201,10 @@ def test_a_picture_that_cannot_be_written_is_a_failure(tmp_path: Path, capsys: p
         ([], "nothing to look for"),
         (["sample:cat"], "nothing to look for"),
         (["-q", "a cat"], "no images"),
+        (["--prototype", "teapots", "sample:cat"], "choices: teapot"),
+        (["--query-image", "nothing.jpg", "sample:cat"], "nothing.jpg"),
+        (["-q", "a cat", "sample:cat", "--prior", "ridge"], "choices: diffusion, class-names"),
+        (["-q", "a cat", "sample:cat", "--text", "ViT-B-16:openai"], "has its own text encoder"),
         (["-q", "  ", "sample:cat"], "got an empty query"),
         (["-q", "word " * 300, "sample:cat"], "token"),
         (["-q", "a cat", "sample:cat", "--model", "nobody"], "lrm_mini"),

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="lrm_mini", help="a name, or a model's folder (default lrm_mini)")
+    parser.add_argument("--prior", metavar="NAME", help="the model's own (default), or class-names")
     parser.add_argument("--device", help="cpu, cuda, … (default: what there is)")
     parser.add_argument("--source", default="zh-plus/tiny-imagenet", help="labelled images: a folder or a hub name")
     parser.add_argument("--photos", metavar="DIR", help="full-size photographs with photos.json (default: none)")
@@ -58,13 +59,14 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
     from steering import Steerer
     from steering.evaluate import bars
 
-    steerer = Steerer.load(given.model, device=given.device)
+    steerer = Steerer.load(given.model, prior=given.prior, device=given.device)
     pixels, labels = bars.image_tensors(given.source, "valid", steerer.preprocessing.size)
     if given.images is not None:
         pixels, labels = pixels[: given.images], labels[: given.images]
     results: dict[str, Any] = {
         "model": steerer.card["name"],
         "backbone_sha256": steerer.card["sha256"],
+        "prior": steerer.language.prior.source,
         "seed": given.seed,
         "strength": steerer.defaults.strength,
         "passes": steerer.defaults.passes,

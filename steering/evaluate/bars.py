@@ -22,6 +22,7 @@ from tqdm import tqdm
 from lrm_base.data import Split
 from lrm_core.scenes import KINDS
 from prior.captions import with_article
+from steering.evidence import features
 from steering.steerer import Steerer
 from steering.trials import (
     Hits,
@@ -29,7 +30,6 @@ from steering.trials import (
     class_goals,
     constant_hits,
     make_trials,
-    presence_features,
     run_steered,
     run_unsteered,
     steering_hits,
@@ -105,9 +105,10 @@ def evaluate_kind(steerer: Steerer, trials: Trials, goals: Tensor, embeddings: T
     rates, scores, logits, outcomes = {}, [], [], []
     for name, classes, after in zip(("present", "absent"), (trials.present, trials.absent), afters, strict=True):
         rates[name] = float(top1(after, classes).float().mean())
-        values = presence_features(steerer, unsteered.first, after, goals[classes], embeddings[classes])
-        assert steerer.verdict is not None
-        scores.append(steerer.verdict.probability(values))
+        values = features(unsteered.first, after, goals[classes], steerer.familiarity(embeddings[classes]))
+        if steerer.verdict is None:
+            raise ValueError("this model has no calibrated verdict; `python -m steering.calibrate` makes it")
+        scores.append(steerer.verdict.probability(values.cpu()))
         index = classes[:, None].to(after.device)
         logits.append(torch.stack([unsteered.first.gather(1, index), unsteered.last.gather(1, index)])[..., 0].cpu())
         outcomes.append(torch.full((len(classes),), int(name == "present")))
@@ -207,6 +208,8 @@ def evaluate_photos(steerer: Steerer, folder: str | Path, seed: int = 0) -> dict
         other += other >= entry["label"]
         queries = [with_article(steerer.class_names[i]) for i in (entry["label"], other)]
         right, wrong = steerer.look_many(str(Path(folder) / entry["file"]), queries)
+        assert right.probability is not None
+        assert wrong.probability is not None  # evaluate_composites, before, asks for a verdict
         found["right"].append(right.probability >= 0.5)
         found["other"].append(wrong.probability < 0.5)
         unsure += (right.verdict == "unsure") + (wrong.verdict == "unsure")

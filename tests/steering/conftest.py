@@ -9,20 +9,21 @@ import torch
 
 from lrm_base.card import save_weights
 from lrm_core.backbones import Preprocessing
+from lrm_core.prototypes import Prototypes
 from lrm_core.weights import build, save_model
 from prior.captions import with_article
 from prior.model import Prior
 from prior.network import PriorNetwork
 from prior.text import TextEncoder
 from steering import Steerer
-from steering.evidence import Verdict
+from steering.evidence import FEATURES, Verdict, save_verdicts
 
 NAMES = ("cat", "beagle", "lemon", "teapot", "bridge", "sweater")
 
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory, toy_text: Path) -> Path:
-    """Six classes, 16 px, random weights, feedback that acts; the verdict reads the support after steering."""
+    """Six classes, 16 px, random weights, feedback that acts; verdicts that read the support after steering."""
     folder = tmp_path_factory.mktemp("models") / "toy"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -51,8 +52,15 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory, toy_text: Path) -> Path
     embeddings = TextEncoder.load(toy_text).encode([with_article(name) for name in NAMES])
     save_weights(folder / "vocabulary.safetensors", {"embeddings": embeddings}, {"name": "vocabulary"})
     (folder / "steering.json").write_text(json.dumps({"strength": 1.0, "passes": 3, "num_samples": 4}))
-    verdict = Verdict((0.0,) * 4, (1.0,) * 4, (0.0, 0.0, 1.0, *(0.0,) * 12))
-    verdict.save(folder / "verdict.json")
+    count = len(FEATURES)
+    weights = [0.0] * (1 + count + count * (count + 1) // 2)
+    weights[1 + FEATURES.index("support after")] = 1.0
+    verdict = Verdict((0.0,) * count, (1.0,) * count, tuple(weights))
+    save_verdicts(folder / "verdict.json", dict.fromkeys(("diffusion", "prototype"), verdict), sha)
+    mean = 6 * torch.eye(len(NAMES)).expand(3, -1, -1).contiguous()
+    count_of_each = torch.ones(len(NAMES), dtype=torch.long)
+    prototypes = Prototypes(NAMES, count_of_each, mean, torch.ones_like(mean), {"backbone_sha256": sha})
+    prototypes.save(folder / "prototypes.safetensors")
     return folder
 
 

@@ -14,7 +14,7 @@ from steering.calibrate import CalibrationConfig, calibrate, choose_strength, fi
 from steering.evidence import expand
 from steering.trials import make_trials
 
-PATHS = dict.fromkeys(("backbone", "prior", "text", "output", "data", "classes"), "unused")
+PATHS = dict.fromkeys(("backbone", "prior", "text", "prototypes", "output", "data", "classes"), "unused")
 
 
 def test_the_fit_recovers_a_known_logistic():
@@ -44,10 +44,10 @@ def chosen(toy, labelled, **limits):
 
 
 def test_the_largest_strength_is_taken_whose_absent_goals_stay_rare(toy, labelled):
-    _, table = chosen(toy, labelled)
+    everything = {"most_absent": 1.0, "most_absent_single": 1.0}
+    _, table = chosen(toy, labelled, **everything)
     assert [row["strength"] for row in table] == [0.0, 0.5, 1.0, 2.0]
     assert set(table[0]["absent"]) == set(table[0]["present"]) == {"single", "blend", "side"}
-    everything = {"most_absent": 1.0, "most_absent_single": 1.0}
     assert chosen(toy, labelled, **everything)[0] == 2.0
     for name, kinds in (("most_absent", ("blend", "side")), ("most_absent_single", ("single",))):
         worst = [max(row["absent"][kind] for kind in kinds) for row in table]
@@ -56,8 +56,9 @@ def test_the_largest_strength_is_taken_whose_absent_goals_stay_rare(toy, labelle
         assert chosen(toy, labelled, **{**everything, name: limit})[0] == expected
 
 
-def test_where_no_strength_is_cautious_enough_the_first_is_taken(toy, labelled):
-    assert chosen(toy, labelled, most_absent=-1.0)[0] == 0.0
+def test_where_no_strength_is_cautious_enough_calibration_fails_and_says_so(toy, labelled):
+    with pytest.raises(ValueError, match=r"no strength among \[0\.0, 0\.5, 1\.0, 2\.0\] keeps absent goals"):
+        chosen(toy, labelled, most_absent=-1.0)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def parts(toy_folder, tmp_path):
     """The trained parts in folders of their own, and images of which the last 40 were not trained on."""
     import datasets
 
-    for name in ("backbone", "prior"):
+    for name in ("backbone", "prior", "prototypes"):
         (tmp_path / name).mkdir()
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(toy_folder / f"{name}{suffix}", tmp_path / name / f"{name}{suffix}")
@@ -85,6 +86,9 @@ def parts(toy_folder, tmp_path):
         "backbone": str(tmp_path / "backbone"),
         "prior": str(tmp_path / "prior"),
         "text": str(toy_folder / "text"),
+        "prototypes": str(tmp_path / "prototypes" / "prototypes.safetensors"),
+        "most_absent": 1.0,
+        "most_absent_single": 1.0,
         "output": str(tmp_path / "assembled"),
         "data": str(tmp_path),
         "classes": str(tmp_path / "classes.json"),
@@ -98,14 +102,24 @@ def parts(toy_folder, tmp_path):
 
 
 def test_the_parts_become_a_model_folder_that_looks(parts, tmp_path, capsys):
+    (tmp_path / "assembled").mkdir()
+    (tmp_path / "assembled" / "verdict.json").write_text("of another backbone")
     calibrate(CalibrationConfig.parse(parts))
     steerer = Steerer.load(tmp_path / "assembled", device="cpu")
     assert steerer.verdict is not None
     assert steerer.defaults.strength in (0.5, 1.0)
     assert (steerer.defaults.passes, steerer.defaults.num_samples) == (2, 2)
-    assert steerer.vocabulary.shape == (7, 24)  # six names and "animal"
-    look = steerer.look("sample:cat", "a cat")
-    assert 0 < look.probability < 1
+    assert steerer.language.vocabulary.shape == (7, 24)  # six names and "animal"
     printed = capsys.readouterr().out
     assert "strength " in printed
-    assert "verdict on 200 trials" in printed  # five kinds, 20 scenes, a present and an absent goal each
+    by_name = Steerer.load(tmp_path / "assembled", prior="class-names", device="cpu")
+    looks = [
+        steerer.look("sample:cat", "a cat"),
+        by_name.look("sample:cat", "a cat"),
+        *steerer.look_many("sample:cat", [steerer.prototype_goal("cat"), steerer.image_goal("sample:cat")]),
+    ]
+    assert [look.prior for look in looks] == ["diffusion", "class-names", "prototype", "image"]
+    for look in looks:
+        assert 0 < look.probability < 1
+        # five kinds, 20 scenes, a present and an absent goal each
+        assert f"{look.prior}: verdict on 200 trials" in printed

@@ -6,7 +6,16 @@ import math
 import pytest
 import torch
 
-from steering.evidence import FEATURES, Verdict, expand, features, goal_weights, support
+from steering.evidence import (
+    FEATURES,
+    Verdict,
+    expand,
+    features,
+    goal_weights,
+    load_verdicts,
+    save_verdicts,
+    support,
+)
 
 VERDICT = Verdict((0.0, 1.0, 0.0, 0.5), (1.0, 2.0, 1.0, 0.5), tuple(i / 10 for i in range(15)))
 
@@ -36,6 +45,13 @@ def test_support_grows_with_the_goals_logit_and_stays_finite():
     assert all(math.isfinite(value) for value in values)
 
 
+def test_support_has_a_gradient_however_sure_the_network_is():
+    for x in (-40.0, 40.0):
+        output = logits(0, x, 1).requires_grad_()
+        support(output, logits(0, 50, 0)).sum().backward()
+        assert output.grad[0, 1].abs() > 0.1
+
+
 def test_adding_a_constant_to_all_logits_changes_nothing():
     output, goal = torch.randn(4, 6), torch.randn(4, 6) * 5
     torch.testing.assert_close(support(output + 7, goal - 3), support(output, goal), atol=1e-4, rtol=1e-4)
@@ -52,8 +68,16 @@ def test_the_features_are_what_their_names_say():
     assert values.shape == (2, len(FEATURES))
     torch.testing.assert_close(values[:, 0], support(before, goal))
     torch.testing.assert_close(values[:, 1], support(after, goal))
-    torch.testing.assert_close(values[:, 2], torch.tensor([math.log(5), 0.0]))
-    assert values[:, 3].tolist() == [0.25, 0.75]
+    named = dict(zip(FEATURES, values.unbind(1), strict=True))
+    torch.testing.assert_close(named["log classes covered"], torch.tensor([math.log(5), 0.0]))
+    assert named["familiarity"].tolist() == [0.25, 0.75]
+    # A goal for everything reads the mean logit, a goal for one class that class's.
+    torch.testing.assert_close(named["logit before"], torch.stack([before[0].mean(), before[1, 3]]))
+    torch.testing.assert_close(named["logit after"], torch.stack([after[0].mean(), after[1, 3]]))
+    p = before.softmax(1)
+    torch.testing.assert_close(named["entropy before"], -(p * p.log()).sum(1))
+    q = after.softmax(1)
+    torch.testing.assert_close(named["entropy after"], -(q * q.log()).sum(1))
 
 
 def test_the_expansion_is_a_constant_the_features_and_all_products_of_two():
@@ -69,28 +93,30 @@ def test_a_probability_is_the_logistic_of_the_standardised_features():
 
 @pytest.mark.parametrize(
     ("probability", "answer"),
-    [(0.0, "absent"), (0.3, "absent"), (0.31, "unsure"), (0.69, "unsure"), (0.7, "present"), (1.0, "present")],
+    [(0.0, "absent"), (0.3, "absent"), (0.31, "unsure"), (0.79, "unsure"), (0.8, "present"), (1.0, "present")],
 )
 def test_between_the_thresholds_the_answer_is_unsure(probability, answer):
     assert VERDICT.answer(probability) == answer
 
 
-def test_a_saved_verdict_comes_back(tmp_path):
-    VERDICT.save(tmp_path / "verdict.json")
-    assert Verdict.load(tmp_path / "verdict.json") == VERDICT
+def test_saved_verdicts_come_back(tmp_path):
+    verdicts = {"diffusion": VERDICT, "image": Verdict((1.0,), (2.0,), (0.5, 0.25, 0.125), 0.1, 0.9)}
+    save_verdicts(tmp_path / "verdict.json", verdicts, "abc")
+    assert load_verdicts(tmp_path / "verdict.json", "abc") == verdicts
+    with pytest.raises(ValueError, match=r"another backbone, SHA-256 abc, not def"):
+        load_verdicts(tmp_path / "verdict.json", "def")
 
 
-def test_a_missing_a_damaged_and_a_foreign_verdict_are_refused(tmp_path):
+def test_damaged_and_foreign_verdicts_are_refused(tmp_path):
     path = tmp_path / "verdict.json"
-    with pytest.raises(ValueError, match=r"no calibrated verdict: expected .*python -m steering\.calibrate"):
-        Verdict.load(path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"verdict\.json is not JSON"):
-        Verdict.load(path)
+        load_verdicts(path, "abc")
     for text in ("[]", "{}", json.dumps({"features": ["something else"]})):
         path.write_text(text)
         with pytest.raises(ValueError, match="fitted on other features"):
-            Verdict.load(path)
-    path.write_text(json.dumps({"features": FEATURES, "colour": "red"}))
-    with pytest.raises(ValueError, match="does not hold a verdict"):
-        Verdict.load(path)
+            load_verdicts(path, "abc")
+    for verdicts in ({}, {"verdicts": []}, {"verdicts": {"diffusion": {"colour": "red"}}}):
+        path.write_text(json.dumps({"features": FEATURES, "backbone_sha256": "abc", **verdicts}))
+        with pytest.raises(ValueError, match="does not hold verdicts"):
+            load_verdicts(path, "abc")

@@ -20,7 +20,7 @@ CLASS_NAMES = (
     "an extraordinarily long name of a class, or of several",
     "lakeside",
 )
-KEYS = ["image", "query", "model", "prior", "verdict", "probability", "before", "after", "seconds"]
+KEYS = ["image", "query", "model", "prior", "verdict", "probability", "evidence", "goal", "before", "after", "seconds"]
 
 
 def make(**changes: object) -> Look:

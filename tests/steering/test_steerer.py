@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from steering import QueryError, Steerer
+from steering.goals import Goal
 from steering.images import open_image
 from steering.steerer import model_names
 
@@ -208,12 +209,95 @@ def test_a_prior_that_was_trained_for_another_backbone_is_refused(copy):
         Steerer.load(copy)
 
 
-def test_a_model_without_a_verdict_has_goals_but_no_looks(copy):
+def test_a_model_without_verdicts_looks_and_says_that_it_is_not_calibrated(copy):
     (copy / "verdict.json").unlink()
-    model = Steerer.load(copy, device="cpu")
-    assert model.goal("a cat").shape == (6,)
-    with pytest.raises(ValueError, match=r"no calibrated verdict; `python -m steering\.calibrate`"):
-        model.look("sample:cat", "a cat")
+    look = Steerer.load(copy, device="cpu").look("sample:cat", "a cat")
+    assert (look.verdict, look.probability) == (None, None)
+    assert "NOT CALIBRATED" in look.text()
+    assert json.loads(json.dumps(look.as_dict()))["verdict"] is None
+
+
+def test_a_verdict_is_given_only_for_the_ways_of_making_goals_that_were_calibrated(toy):
+    goals = ["a cat", toy.prototype_goal("cat"), toy.image_goal("sample:cat")]
+    looks = toy.look_many("sample:coffee", goals)
+    assert [look.prior for look in looks] == ["diffusion", "prototype", "image"]
+    assert [look.query for look in looks] == ["a cat", "cat", "sample:cat"]
+    assert [look.verdict is None for look in looks] == [False, False, True]
+    assert torch.equal(looks[1].goal, 6 * torch.eye(6)[0])
+
+
+def test_an_images_goal_is_what_the_last_unsteered_pass_says_of_it(toy):
+    inputs = toy.pixels(open_image("sample:cat"))
+    expected = toy.model.rollout(inputs, toy.defaults.passes)[-1][0]
+    torch.testing.assert_close(toy.image_goal("sample:cat").vector, expected)
+
+
+def test_a_class_without_a_prototype_is_told_with_the_choices(toy, copy):
+    with pytest.raises(QueryError, match="choices: cat, beagle"):
+        toy.prototype_goal("zebra")
+    (copy / "prototypes.safetensors").unlink()
+    with pytest.raises(QueryError, match=r"has no prototypes; `python -m lrm_core\.prototypes`"):
+        Steerer.load(copy, device="cpu").prototype_goal("cat")
+
+
+def test_a_backbone_alone_is_steered_by_images_and_with_a_text_encoder_by_words(toy_folder, tmp_path):
+    for suffix in ("safetensors", "json"):
+        shutil.copyfile(toy_folder / f"backbone.{suffix}", tmp_path / f"backbone.{suffix}")
+    bare = Steerer.load(tmp_path, device="cpu")
+    look = bare.look("sample:cat", bare.image_goal("sample:coffee"))
+    assert (look.prior, look.verdict) == ("image", None)
+    with pytest.raises(ValueError, match="has no text encoder: give one as NAME:TAG or NAME:FILE"):
+        bare.goal("a cat")
+    weights = toy_folder / "text" / "text.safetensors"
+    with_words = Steerer.load(tmp_path, text=f"toy_clip:{weights}", device="cpu")
+    assert with_words.look("sample:cat", "a teapot").prior == "class-names"
+    with pytest.raises(ValueError, match="has its own text encoder"):
+        Steerer.load(toy_folder, text="ViT-B-16:openai")
+
+
+def test_language_is_loaded_once_by_many_threads(toy):
+    calls, barrier = [], threading.Barrier(8)
+
+    def language():
+        calls.append(1)
+        return toy.language
+
+    fresh = Steerer(
+        toy.model, toy.card, toy.preprocessing, language, {}, toy.defaults, toy.device, prototypes=lambda: None
+    )
+
+    def ask():
+        barrier.wait()
+        fresh.goal("a cat")
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [1]
+
+
+def test_a_goal_of_another_width_is_refused(toy):
+    goal = Goal("zebra", torch.zeros(7), "image")
+    with pytest.raises(ValueError, match=r"goal 'zebra': expected shape \(6,\) for toy, got \(7,\)"):
+        toy.look("sample:cat", goal)
+
+
+def test_a_model_without_a_trained_prior_speaks_by_its_class_names(copy, toy_folder):
+    for suffix in ("safetensors", "json"):
+        (copy / f"prior.{suffix}").unlink()
+    bare, named = Steerer.load(copy, device="cpu"), Steerer.load(toy_folder, prior="class-names", device="cpu")
+    look = bare.look("sample:cat", "a teapot")
+    assert look.prior == named.look("sample:cat", "a teapot").prior == "class-names"
+    assert look.ranking("goal", 1)[0][0] == "teapot"
+    assert torch.equal(look.goal, named.goal("a teapot"))
+    with pytest.raises(ValueError, match=r"has no prior 'diffusion'; choices: class-names"):
+        Steerer.load(copy, prior="diffusion")
+    back = Steerer.load(copy, prior=str(toy_folder / "prior.safetensors"), device="cpu")
+    assert back.look("sample:cat", "a teapot").prior == "diffusion"
+    with pytest.raises(ValueError, match=r"no prior 'ridge'; choices: diffusion, class-names"):
+        Steerer.load(toy_folder, prior="ridge")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])

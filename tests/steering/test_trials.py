@@ -10,7 +10,6 @@ from steering.trials import (
     class_goals,
     constant_hits,
     make_trials,
-    presence_features,
     run_steered,
     run_unsteered,
     steering_hits,
@@ -115,12 +114,3 @@ def test_rates_are_means_over_scenes_plain_or_weighted():
     present, absent = hits.rates(torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
     assert present.tolist() == [[0.0, 1.0], [0.75, 1.0]]
     assert absent.tolist() == [[0.0, 0.0], [0.0, 0.75]]
-
-
-def test_the_verdict_reads_how_familiar_the_words_are(toy, labelled):
-    unsteered = run_unsteered(toy, labelled[0][:2])
-    embeddings = toy.embed(["a cat", "zebra crossing"])
-    values = presence_features(toy, unsteered.first, unsteered.last, toy.goals(["a cat", "zebra crossing"]), embeddings)
-    assert values.shape == (2, 4)
-    assert values[0, 3].item() == pytest.approx(1.0, abs=1e-5)
-    assert values[1, 3] < 0.99
