@@ -111,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     steering.add_argument(
         "--prior",
         metavar="NAME",
-        help="what turns words into goals: the model's own, or class-names (needs no training)",
+        help="what turns words into goals: the model's own (default), class-names (needs no training), or a file of "
+        "prior.train",
     )
     steering.add_argument(
         "--text",
