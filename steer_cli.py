@@ -29,7 +29,7 @@ examples:
   steer --query "a cat" sample:cat
   steer --query "a dog" --query "a bicycle" photos/ --output looks/
   steer --query "a dog" 'photos/**/*.jpg' --json > looks.jsonl
-  steer --prototype "tabby cat" --query-image goal.jpg photos/     goals without words
+  steer --prototype tabby --query-image goal.jpg photos/           goals without words
   steer --query "a dog" --prior class-names photo.jpg              a prior that needs no training
   steer --query "a dog" --model alexnet_lrm3 photo.jpg             a published ImageNet model and its prior
   steer --list-classes

@@ -127,16 +127,21 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     import torch
 
-    payload = read_pth(path)
-    for key in ("model", "state_dict"):
-        if isinstance(payload, dict) and isinstance(payload.get(key), dict):
-            payload = payload[key]
-            break
+    payload = unwrapped(read_pth(path))
     if not isinstance(payload, dict) or not payload:
         raise ValueError(f"{path}: expected a state dict, bare or under 'model' or 'state_dict', got {_kind(payload)}")
     wrong = [str(key) for key, value in payload.items() if not (isinstance(key, str) and torch.is_tensor(value))]
     if wrong:
         raise ValueError(f"{path}: expected a state dict of tensors; no tensors are {', '.join(wrong[:8])}")
+    return payload
+
+
+def unwrapped(payload: Any) -> Any:
+    """What lies under `model` or `state_dict` in a published file, or the payload itself if nothing does."""
+    if isinstance(payload, dict):
+        for key in ("model", "state_dict"):
+            if isinstance(payload.get(key), dict):
+                return payload[key]
     return payload
 
 

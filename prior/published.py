@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrm_base.download import fetch, read_pth, unwrapped, verify
 from prior.published_model import METHODS, TEXT_ENCODER, PublishedPrior
 
 __all__ = [
@@ -59,10 +60,7 @@ def load_prior(
         ValueError: no such name or file, a file with another hash, or other weights than a prior's: the keys are named.
     """
     path, payload = _read(name_or_path, PRIORS, folder)
-    given = payload
-    for key in ("model", "state_dict"):
-        if isinstance(payload.get(key), Mapping):
-            given = payload[key]
+    given = unwrapped(payload)
     tensors = {key.removeprefix("module."): value for key, value in given.items() if torch.is_tensor(value)}
     params = payload.get("params")
     if image_embed_scale is None and isinstance(params, Mapping):
@@ -112,8 +110,6 @@ def load_clip_prototypes(name_or_path: str | Path, *, folder: str | Path | None 
 
 def _read(name_or_path: str | Path, table: Mapping[str, str], folder: str | Path | None) -> tuple[Path, dict[Any, Any]]:
     """The file, its hash checked, and what it holds."""
-    from lrm_base.download import fetch, read_pth, verify
-
     if str(name_or_path) in table:
         path = fetch(table[str(name_or_path)], folder=folder)
     elif Path(name_or_path).is_file():

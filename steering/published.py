@@ -7,6 +7,7 @@ its middle, which `lrm_core.alexnet_lrm3` and its transforms do.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,17 +59,16 @@ def reads_published(text: str | None) -> bool:
 
     A file counts only under the name that brings the activation of OpenAI's weights.
     """
-    from pathlib import Path
-
     from prior.published_model import TEXT_ENCODER
 
     if text is None:
         return True
     name, tag = TEXT_ENCODER
-    given, _, weights = text.replace("/", "-", 1).partition(":") if text.startswith("ViT-B/") else text.partition(":")
+    encoder, _, weights = text.partition(":")
+    encoder = encoder.replace("/", "-")
     if weights == tag:
-        return given.removesuffix("-quickgelu") == name
-    return given == f"{name.removesuffix('-quickgelu')}-quickgelu" and Path(weights).is_file()
+        return encoder.removesuffix("-quickgelu") == name
+    return encoder == f"{name}-quickgelu" and Path(weights).is_file()
 
 
 def published_prototypes(name: str) -> Prototypes:
@@ -83,8 +83,6 @@ def published_prototypes(name: str) -> Prototypes:
 
 
 def _language(card: dict[str, Any], model: LRM, source: str, text: str | None, device: torch.device) -> Language:
-    from pathlib import Path
-
     from prior.published import load_prior
     from prior.published_model import TEXT_ENCODER
     from steering.language import Language, by_class_names, by_trained_prior, open_text
