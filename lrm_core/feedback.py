@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Strength = float | tuple[float, float]
+FEATURE_SCALE = 0.02  # standard deviation of the weights at which a path from a classifier to its features starts
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,40 @@ class PublishedFeedback(nn.Module):
 
 
 @torch.no_grad()
-def start_at_transpose(path: Feedback, classifier: nn.Linear, scale: float) -> None:
-    """Start a path from a linear classifier to the features that it reads at the classifier's transpose.
+def start_at_classifier(
+    classifier: nn.Linear,
+    to_features: Feedback | None,
+    templates: nn.Conv2d | None,
+    to_templates: Feedback | None,
+    template_scale: float,
+) -> None:
+    """Let a linear classifier say how looking for a class begins, before anything was learned.
 
-    A goal for a class then raises the features that vote for it, before anything was learned. `scale`: standard
-    deviation of the projection's weights.
+    The features that vote for a class are raised by the path from the classifier to them (its transpose); templates
+    are the classifier's own rows, and the path to them raises that of the class. A path that was trained is left alone.
+
+    Args:
+        classifier: (m, c). to_features: path from its output to the c features that it reads. templates: 1×1
+            convolution of c channels to m. to_templates: path from the classifier's output to them. template_scale:
+            factor by which a goal's own template is raised.
     """
-    weight = classifier.weight.T
-    if path.projection.weight.shape != weight.shape:
-        raise ValueError(
-            f"the classifier reads {weight.shape[0]} features, the path's destination has "
-            f"{path.projection.weight.shape[0]} channels"
-        )
-    path.projection.weight.copy_(scale * weight / weight.std())
+    weight = classifier.weight
+    if templates is not None and not templates.weight.any():
+        _same_shape(templates.weight[:, :, 0, 0], weight)
+        templates.weight.copy_(weight[:, :, None, None])
+        if templates.bias is not None and classifier.bias is not None:
+            templates.bias.copy_(classifier.bias)
+    if to_features is not None and not to_features.projection.weight.any():
+        _same_shape(to_features.projection.weight, weight.T)
+        to_features.projection.weight.copy_(FEATURE_SCALE * weight.T / weight.std())
+    if to_templates is not None and not to_templates.projection.weight.any():
+        _same_shape(to_templates.projection.weight, weight @ weight.T)
+        to_templates.projection.weight.copy_(template_scale * torch.eye(len(weight)))
+
+
+def _same_shape(path: Tensor, wanted: Tensor) -> None:
+    if path.shape != wanted.shape:
+        raise ValueError(f"the classifier asks for weights of shape {tuple(wanted.shape)}, got {tuple(path.shape)}")
 
 
 def _channels(shape: tuple[int, ...]) -> int:

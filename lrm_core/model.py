@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 
 from lrm_core.feedback import Connection, Feedback, Strength
 from lrm_core.graph import Graph, run_node
+
+Rule = Literal["multiply", "add"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class LRM(nn.Module):
         image_size: side in pixels of an image with which the backbone can be run once, to learn the shapes.
         feedback: makes a path of the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
             published weights.
+        rule: `multiply` is the publication's x + x · Σ f; `add` is x + Σ f, a control that can find what is not there.
 
     Raises:
         ValueError: no connection, a connection named twice, a step that does not exist, a destination that is not a
@@ -95,13 +98,14 @@ class LRM(nn.Module):
         image_size: int = 224,
         *,
         feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback,
+        rule: Rule = "multiply",
     ) -> None:
         super().__init__()
         if not connections:
             raise ValueError("an LRM needs at least one connection")
         if len(set(connections)) < len(connections):
             raise ValueError(f"a connection is named twice: {', '.join(c.key for c in connections)}")
-        self.backbone = backbone
+        self.backbone, self.rule, self.image_size = backbone, rule, image_size
         self.connections = tuple(connections)
         self.graph = Graph.of(backbone)
         order = {node: index for index, node in enumerate(self.graph.nodes)}
@@ -184,7 +188,7 @@ class LRM(nn.Module):
     ) -> tuple[Float[Tensor, "b m"], dict[str, Tensor], dict[str, Tensor]]:
         """The same pass as `step`, seen from inside: (output, activations of `steps`, changes at the destinations).
 
-        A change is x · Σ f, what feedback added to a destination; destinations that no feedback reached in this pass
+        A change is what feedback added to a destination, x · Σ f; destinations that no feedback reached in this pass
         have none. Activations of destinations are those after it. Steps before all feedback cannot be asked for.
 
         Raises:
@@ -212,7 +216,7 @@ class LRM(nn.Module):
             if node in self._arriving:
                 factor = self._factor(node, values[node], feedback)
                 if factor is not None:
-                    change = values[node] * factor
+                    change = values[node] * factor if self.rule == "multiply" else factor.expand_as(values[node])
                     changes[self._arriving[node][0].destination] = change
                     values[node] = values[node] + change
             activations |= dict.fromkeys(names.get(node, ()), values[node])

@@ -1,7 +1,8 @@
 """Composite scenes of several labelled images, made on the fly, and where in them each object lies.
 
 Kinds: `single`; `blend`, two images at half opacity (the publication's challenge); `side`, two images side by side;
-`inset`, a small image pasted at a random place on another; `grid`, four images in quarters.
+`cutmix`, a square of one image in its place on another (Yun et al., ICCV 2019); `inset`, a small image pasted at a
+random place on another; `grid`, four images in quarters.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NUM_OBJECTS = {"single": 1, "blend": 2, "side": 2, "inset": 2, "grid": 4}
+NUM_OBJECTS = {"single": 1, "blend": 2, "side": 2, "cutmix": 2, "inset": 2, "grid": 4}
 KINDS = tuple(NUM_OBJECTS)
-INSET_SIDES = (0.375, 0.625)  # of the canvas
+SQUARES = {"cutmix": (0.5, 0.8), "inset": (0.375, 0.625)}  # shortest and longest side, of the canvas
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Scenes:
 
     Attributes:
         pixels: (b, 3, s, s) in 0–1.
-        labels: (b, k) classes of the objects; for an inset the background first.
+        labels: (b, k) classes of the objects; for an inset and a cutmix the background first.
         boxes: (b, k, 4) left, top, right, bottom of each object in 0–1 of the canvas.
     """
 
@@ -38,16 +39,17 @@ def compose(
     kind: str,
     images: Float[Tensor, "b k 3 s s"],
     labels: Int[Tensor, "b k"],
-    generator: torch.Generator,
+    squares: Float[Tensor, "b 4"] | None = None,
     *,
     squash: bool = False,
 ) -> Scenes:
     """Make scenes of one kind from `NUM_OBJECTS[kind]` images each, pixels in 0–1.
 
-    Side by side shows the central half of each image, or with `squash` the whole image at half its width.
+    Side by side shows the central half of each image, or with `squash` the whole image at half its width. squares:
+    where the second image of an inset or a cutmix goes, as `random_squares` gives them; rounded to pixels.
 
     Raises:
-        ValueError: unknown kind, or a number of images that the kind does not take.
+        ValueError: unknown kind, a number of images that the kind does not take, or no squares where it needs them.
     """
     if kind not in NUM_OBJECTS:
         raise ValueError(f"no kind of scene {kind!r}; choices: {', '.join(KINDS)}")
@@ -74,23 +76,37 @@ def compose(
         for index, (left, top) in enumerate(((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5))):
             boxes[:, index] = torch.tensor([left, top, left + 0.5, top + 0.5])
     else:
-        pixels, boxes[:, 1] = _insets(images, generator)
+        if squares is None:
+            raise ValueError(f"{kind}: expected squares (b, 4) for the second image, got none")
+        pixels, boxes[:, 1] = _paste(images, squares, shrink=kind == "inset")
     return Scenes(kind, pixels, labels, boxes.to(pixels.device))
 
 
-def _insets(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Paste the second image of each pair, shrunk, at a random place on the first; and the boxes of the second."""
-    count, size = len(images), images.shape[-1]
-    low, high = (round(side * size) for side in INSET_SIDES)
-    sides = torch.randint(low, high + 1, (count,), generator=generator).tolist()
-    places = torch.rand(count, 2, generator=generator).tolist()
-    pixels, boxes = images[:, 0].clone(), torch.empty(count, 4)
-    for index, (side, (x, y)) in enumerate(zip(sides, places, strict=True)):
-        left, top = int(x * (size - side + 1)), int(y * (size - side + 1))
-        small = F.interpolate(images[index : index + 1, 1], (side, side), mode="bilinear", antialias=True)
-        pixels[index, :, top : top + side, left : left + side] = small[0]
-        boxes[index] = torch.tensor([left, top, left + side, top + side]) / size
-    return pixels, boxes
+def random_squares(kind: str, count: int, generator: torch.Generator) -> Float[Tensor, "b 4"] | None:
+    """Left, top, right, bottom in 0–1 of the second image of an inset or a cutmix; None for other kinds."""
+    if kind not in SQUARES:
+        return None
+    low, high = SQUARES[kind]
+    side = low + (high - low) * torch.rand(count, 1, generator=generator)
+    corner = torch.rand(count, 2, generator=generator) * (1 - side)
+    return torch.cat([corner, corner + side], 1)
+
+
+def _paste(images: Tensor, squares: Tensor, *, shrink: bool) -> tuple[Tensor, Tensor]:
+    """Paste the second image of each pair, or the part of it that lies there, on the first; and its boxes."""
+    size = images.shape[-1]
+    pixels = images[:, 0].clone()
+    sides = ((squares[:, 2] - squares[:, 0]) * size).round().clamp(min=1).int()
+    corners = (squares[:, :2] * size).round().int().minimum(size - sides[:, None])
+    boxes = torch.cat([corners, corners + sides[:, None]], 1)
+    for index, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        second = images[index, 1]
+        if shrink:
+            part = F.interpolate(second[None], (bottom - top, right - left), mode="bilinear", antialias=True)[0]
+        else:
+            part = second[:, top:bottom, left:right]
+        pixels[index, :, top:bottom, left:right] = part
+    return pixels, boxes / size
 
 
 def random_scenes(
@@ -99,7 +115,8 @@ def random_scenes(
     """`count` scenes of images drawn from a batch, at random; side by side squashed or cropped by a coin toss."""
     picks = torch.randint(0, len(pixels), (count, NUM_OBJECTS[kind]), generator=generator)
     squash = bool(torch.rand((), generator=generator) < 0.5)
-    return compose(kind, pixels[picks], labels[picks], generator, squash=squash)
+    squares = random_squares(kind, count, generator)
+    return compose(kind, pixels[picks], labels[picks], squares, squash=squash)
 
 
 def presence(labels: Int[Tensor, "b k"], num_classes: int) -> Float[Tensor, "b m"]:

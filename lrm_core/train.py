@@ -21,9 +21,9 @@ from tqdm import tqdm
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config
 from lrm_base.data import DataConfig, Images, augment, imagenet_names, load_images, training_batches
-from lrm_core.backbones import Preprocessing
-from lrm_core.feedback import Connection, start_at_transpose
-from lrm_core.model import LRM
+from lrm_core.backbones import BackboneEntry, Preprocessing
+from lrm_core.feedback import Connection, Feedback, start_at_classifier
+from lrm_core.model import LRM, Rule
 from lrm_core.objective import GoalConfig, Objective
 from lrm_core.validate import validate
 from lrm_core.weights import build, save_model, start_from
@@ -32,16 +32,18 @@ from lrm_core.weights import build, save_model, start_from
 class StageConfig(Config):
     """A stretch of training. `learning_rate` runs from the first to the second number.
 
-    size: side of the images in pixels; valid_size: the same in validation, if another. passes: over which the loss is
+    size: side of the images in pixels; valid_size: the same in validation, if another. sizes: sides of which each step
+    draws one, so that objects are seen small and large; without them all are `size`. passes: over which the loss is
     averaged. schedule: along half a cosine, or in a straight line as published ("cyclic", with a warmup). warmup: part
     of the stage, 0–1, over which the learning rate first rises from zero. freeze_norm: keep the running statistics of
     batch normalisation (affine parameters still learn), so that all passes share them. freeze_backbone: only the
-    feedback learns.
+    feedback learns, and those of the backbone's modules that `learn` names.
     """
 
     epochs: int
     size: int
     valid_size: int | None = None
+    sizes: tuple[int, ...] = ()
     passes: int = 1
     learning_rate: tuple[float, float]
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -49,6 +51,7 @@ class StageConfig(Config):
     min_scale: float = 0.35
     freeze_norm: bool = False
     freeze_backbone: bool = False
+    learn: tuple[str, ...] = ()
     goals: GoalConfig | None = None
 
 
@@ -62,9 +65,9 @@ class BackboneTraining(Config):
 
     classes: a table of classes as JSON, `imagenet` for the 1,000 names that torchvision carries, or the data set's own
     names. init_from: a trained model (`backbone.safetensors` with its card) to start from; paths that it lacks start
-    anew. feedback_rate: learning rate of the feedback paths in units of the backbone's. transpose: scale at which the
-    path from the classifier to its features starts (see `start_at_transpose`) when the first goal-directed stage
-    begins, unless it was trained before.
+    anew, paths that are not among `connections` are dropped. feedback_rate: learning rate of the feedback paths in
+    units of the backbone's. rule: how feedback meets its destination; `add` makes a control. template_scale: see
+    `start_at_classifier`.
     """
 
     name: str
@@ -76,8 +79,9 @@ class BackboneTraining(Config):
     stages: list[StageConfig]
     optimizer: Literal["sgd", "adamw"] = "sgd"
     weight_decay: float = 5e-4
+    rule: Rule = "multiply"
     feedback_rate: float = 1.0
-    transpose: float = 0.02
+    template_scale: float = 6.0
     batch_size: int = 128
     label_smoothing: float = 0.1
     precision: Literal["no", "bf16"] = "bf16"
@@ -114,11 +118,11 @@ def stage_at(stages: list[StageConfig], epoch: int) -> tuple[StageConfig, int]:
     raise ValueError(f"epoch {epoch} lies after the last stage, which ends at {before}")
 
 
-def first_goal_epoch(stages: list[StageConfig]) -> int | None:
-    """The epoch at which looking for begins, if it ever does."""
+def first_looking_epoch(stages: list[StageConfig], templates: str | None) -> int | None:
+    """The epoch at which looking for begins, or in which templates are named to learn without it, if there is one."""
     before = 0
     for stage in stages:
-        if stage.goals is not None:
+        if stage.goals is not None or templates in stage.learn:
             return before
         before += stage.epochs
     return None
@@ -145,6 +149,31 @@ def validation_images(data: Any, count: int) -> Any:
     return data.select(range(0, count * step, step))
 
 
+def begin_looking(model: LRM, entry: BackboneEntry, template_scale: float) -> None:
+    """What was not trained yet starts from the classifier; see `first_looking_epoch` for when."""
+
+    def path(destination: str | None) -> Feedback | None:
+        paths = dict(model.paths.items())
+        return paths.get(Connection(entry.output, destination or "").key)  # type: ignore[return-value]
+
+    classifier = model.backbone.get_submodule(entry.output)
+    if isinstance(classifier, nn.Linear):
+        templates = None if entry.templates is None else model.backbone.get_submodule(entry.templates)
+        assert templates is None or isinstance(templates, nn.Conv2d)
+        start_at_classifier(classifier, path(entry.features), templates, path(entry.templates), template_scale)
+
+
+def choose_what_learns(model: LRM, stage: StageConfig) -> None:
+    """Freeze the backbone or parts of it. Raises ValueError where a stage names a module that does not exist."""
+    modules = dict(model.backbone.named_modules())
+    unknown = [name for name in stage.learn if name not in modules]
+    if unknown:
+        raise ValueError(f"learn: no module {unknown[0]!r}; choices: {', '.join(name for name in modules if name)}")
+    model.backbone.requires_grad_(not stage.freeze_backbone)
+    for name in stage.learn:
+        modules[name].requires_grad_()
+
+
 def freeze_norms(model: nn.Module) -> None:
     """Let batch normalisation use, and no longer change, its running statistics."""
     for module in model.modules():
@@ -167,7 +196,7 @@ def train(config: BackboneTraining) -> Path:
     data = load_images(config.data, "train")
     classes = class_table(config.classes, data)
     connections = None if config.connections is None else [Connection(**c.to_dict()) for c in config.connections]
-    model, entry = build(config.backbone, len(classes), connections)
+    model, entry = build(config.backbone, len(classes), connections, config.rule)
     assert isinstance(model, LRM)
     started_from = None if config.init_from is None else start_from(model, classes, config.init_from)
     model.to(memory_format=torch.channels_last)
@@ -202,12 +231,10 @@ def train(config: BackboneTraining) -> Path:
         prepared.train()
         if stage.freeze_norm:
             freeze_norms(prepared)
-        model.backbone.requires_grad_(not stage.freeze_backbone)
+        choose_what_learns(model, stage)
         begins = progress["batch"] == 0 or epoch > progress["epoch"]
-        if begins and epoch == first_goal_epoch(config.stages) and entry.features:
-            path = model.paths[Connection(entry.output, entry.features).key]
-            if not path.projection.weight.any():  # type: ignore[union-attr,operator]
-                start_at_transpose(path, model.backbone.get_submodule(entry.output), config.transpose)  # type: ignore[arg-type]
+        if begins and epoch == first_looking_epoch(config.stages, entry.templates):
+            begin_looking(model, entry, config.template_scale)
         loader = accelerator.prepare(
             training_batches(images, config.batch_size, config.seed, epoch, config.data.workers)
         )
@@ -222,7 +249,11 @@ def train(config: BackboneTraining) -> Path:
             rate = learning_rate_at(stage, (epoch - first_epoch + batch / len(loader)) / stage.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-            inputs = augment(pixels, stage.size, generator, min_scale=stage.min_scale)
+            size = stage.size
+            if stage.sizes:  # of the step alone: processes that run side by side share it
+                alike = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+                size = stage.sizes[int(torch.randint(0, len(stage.sizes), (), generator=alike))]
+            inputs = augment(pixels, size, generator, min_scale=stage.min_scale)
             with accelerator.autocast():
                 loss, log = prepared(inputs, labels, stage.passes, stage.goals, generator)
             accelerator.backward(loss)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrm_base.data import Images, ordered_batches
 from lrm_core.model import Steer
-from lrm_core.scenes import NUM_OBJECTS, compose
+from lrm_core.scenes import NUM_OBJECTS, compose, random_squares
 
 if TYPE_CHECKING:
     from lrm_core.objective import Objective
@@ -43,7 +43,7 @@ def validate(objective: Objective, images: Images, passes: int, size: int, stren
             generator = torch.Generator().manual_seed(0)
             for kind, number in NUM_OBJECTS.items():
                 picks = torch.randint(0, len(pixels), (1000, number), generator=generator)
-                scenes = compose(kind, pixels[picks], labels[picks], generator)
+                scenes = compose(kind, pixels[picks], labels[picks], random_squares(kind, 1000, generator))
                 absent = torch.randint(0, objective.num_classes, (1000,), generator=generator).to(device)
                 is_absent = (scenes.labels != absent[:, None]).all(1)
                 unsteered: list[Tensor] = []

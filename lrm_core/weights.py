@@ -11,18 +11,18 @@ import torch
 from lrm_base.card import load_weights, save_weights
 from lrm_core.backbones import BackboneEntry, Preprocessing, find_backbone
 from lrm_core.feedback import Connection
-from lrm_core.model import LRM
+from lrm_core.model import LRM, Rule
 
 LICENCE = "MIT (weights trained on ImageNet images: research use)"
 
 
 def build(
-    backbone: str, num_classes: int, connections: Sequence[Connection] | None = None
+    backbone: str, num_classes: int, connections: Sequence[Connection] | None = None, rule: Rule = "multiply"
 ) -> tuple[LRM, BackboneEntry]:
     """An untrained model of a registered backbone, with its default connections unless others are given."""
     entry = find_backbone(backbone)
     module = entry.build(num_classes=num_classes)
-    return LRM(module, connections or entry.connections, entry.preprocessing.size), entry
+    return LRM(module, connections or entry.connections, entry.preprocessing.size, rule=rule), entry
 
 
 def save_model(
@@ -43,6 +43,7 @@ def save_model(
         "kind": "lrm",
         "backbone": backbone,
         "output": output,
+        "rule": model.rule,
         "connections": [{"source": c.source, "destination": c.destination} for c in model.connections],
         "preprocessing": {
             "size": preprocessing.size,
@@ -62,19 +63,22 @@ def save_model(
 
 
 def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) -> dict[str, str]:
-    """Give a model the weights of a trained one over the same classes; feedback paths that it lacks stay as they are.
+    """Give a model the weights of a trained one over the same classes.
+
+    Feedback paths that it lacks stay as they are, paths that only it has are dropped.
 
     Returns:
         name and SHA-256 of the trained model, for the card of what is made of it.
 
     Raises:
-        ValueError: the trained model is missing or altered, or has other classes, another backbone or other paths.
+        ValueError: the trained model is missing or altered, or has other classes or another backbone.
     """
     tensors, card = load_weights(path)
     theirs, ours = ([entry["name"] for entry in table] for table in (card["classes"], classes))
     if theirs != ours:
         raise ValueError(f"{path} knows {len(theirs)} classes, not the {len(ours)} of this training in their order")
     wanted = model.state_dict()
+    tensors = {key: value for key, value in tensors.items() if key in wanted or not key.startswith("paths.")}
     unfit = sorted(key for key, value in tensors.items() if key not in wanted or wanted[key].shape != value.shape)
     missing = sorted(
         key for key in wanted.keys() - tensors.keys() if not key.startswith("paths.") and "num_batches" not in key
@@ -99,7 +103,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LR
     tensors, card = load_weights(path)
     connections = [Connection(**pair) for pair in card["connections"]]
     with torch.random.fork_rng(devices=[]):  # building draws initial weights: leave the caller's generator alone
-        model, _ = build(card["backbone"], len(card["classes"]), connections)
+        model, _ = build(card["backbone"], len(card["classes"]), connections, card.get("rule", "multiply"))
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:

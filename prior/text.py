@@ -109,6 +109,35 @@ class TextEncoder:
         mask = (_until_end(ids) & (ids != 0))[:, : states.shape[1]]
         return (states.float() * mask[..., None]).clone(), mask
 
+    @property
+    def sees(self) -> bool:
+        """Whether there is an image tower that was trained to meet the text tower."""
+        aligned = not self.card or "zero_shot/top1" in self.card.get("measured", {})
+        return aligned and hasattr(self.model, "visual")
+
+    def encode_images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b width"]:
+        """Embeddings of unit length of images by the model's own image tower, the whole frame squashed to its size.
+
+        Args:
+            pixels: in 0–1.
+
+        Raises:
+            ValueError: the model has no image tower, or one that was never trained (`sees`).
+        """
+        if not self.sees:
+            raise ValueError(f"text encoder {self.name} has no trained image tower")
+        import open_clip
+
+        known = {**open_clip.get_model_preprocess_cfg(self.model), **self.card.get("preprocessing", {})}
+        size, mean, std = (known[key] for key in ("size", "mean", "std"))
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        device = next(self.model.parameters()).device
+        small = F.interpolate(pixels.to(device).float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+        centred = (small - small.new_tensor(mean).view(3, 1, 1)) / small.new_tensor(std).view(3, 1, 1)
+        with torch.inference_mode():
+            embedding = self.model.encode_image(centred)  # type: ignore[operator]
+        return F.normalize(embedding.float(), dim=-1).clone()
+
     def num_tokens(self, text: str) -> int:
         """How many tokens a text needs, start and end included."""
         return len(self.tokenizer.encode(text)) + 2

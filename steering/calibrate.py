@@ -1,9 +1,9 @@
 """Assemble a model folder and calibrate it: `python -m steering.calibrate --config configs/calibrate_mini.yaml`.
 
-Chooses the default strength on composites of training images that the backbone was not trained on, then fits a
-verdict on such composites and single images for every way of making goals. Goals by words are class names, hypernyms,
-and nouns that the backbone has no class for (which are never present); those without words are the classes' mean
-outputs and the outputs of single images.
+Chooses the default strength and passes on composites of training images that the backbone was not trained on, then
+fits a verdict on such composites and single images for every way of making goals. Goals by words are class names,
+hypernyms, and nouns that the backbone has no class for (which are never present); those without words are the classes'
+mean outputs and the outputs of single images.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lrm_core.scenes import KINDS
 from lrm_core.weights import held_out_rows
 from prior.captions import Vocabulary, with_article
 from prior.data import read_nouns, vocabulary_anchors
-from steering.evaluate.bars import image_tensors
-from steering.evidence import FEATURES, Verdict, expand, features, save_verdicts
+from steering.evaluate.single import image_tensors
+from steering.evidence import FEATURES, UNSTEERED, Verdict, expand, features, save_verdicts
 from steering.steerer import Defaults, Steerer
 from steering.trials import Trials, class_goals, make_trials, run_steered, run_unsteered, steering_hits
 
@@ -37,8 +37,8 @@ MakeGoals = Callable[[Trials, Tensor, bool], tuple[Tensor, Tensor]]
 class CalibrationConfig(Config):
     """backbone, prior, text: folders of the trained parts; prototypes: a file; output: the model folder to write.
 
-    strengths: tried in order; the last is taken whose absent goals become top-1 in at most `most_absent` of the
-    composites of every kind and `most_absent_single` of the single images.
+    strengths, passes: tried together; of those whose absent goals become top-1 in at most `most_absent` of the
+    composites of every kind and `most_absent_single` of the single images, the ones with the best J are taken.
     scenes: of each kind. share_unknown: of the absent goals that are nouns outside the vocabulary.
     """
 
@@ -51,7 +51,7 @@ class CalibrationConfig(Config):
     classes: str
     nouns: str | None = None
     held_out: str | None = None
-    passes: int = 3
+    passes: list[int] = [2, 3]
     num_samples: int = 16
     sampling_steps: int = 10
     strengths: list[float]
@@ -85,7 +85,7 @@ def assemble(config: CalibrationConfig) -> Vocabulary:
     embeddings, _ = vocabulary_anchors(vocabulary, encoder.encode)
     card = {"name": "vocabulary", "nouns": [noun for noun, _, _ in vocabulary.nouns()], "text_encoder": encoder.name}
     save_weights(output / "vocabulary.safetensors", {"embeddings": embeddings}, card, half=True)
-    write_defaults(output, Defaults(1.0, config.passes, config.num_samples, config.sampling_steps))
+    write_defaults(output, Defaults(1.0, config.passes[-1], config.num_samples, config.sampling_steps))
     return vocabulary
 
 
@@ -94,31 +94,43 @@ def write_defaults(folder: Path, defaults: Defaults) -> None:
     (folder / "steering.json").write_text(json.dumps(dataclasses.asdict(defaults), indent=1) + "\n")
 
 
-def choose_strength(steerer: Steerer, trials: Sequence[Trials], config: CalibrationConfig) -> tuple[float, list[Any]]:
-    """The largest strength whose absent goals stay rare, and the table that it was chosen from.
+def choose_defaults(
+    steerer: Steerer, trials: Sequence[Trials], config: CalibrationConfig
+) -> tuple[Defaults, list[dict[str, Any]]]:
+    """Strength and passes of the best J whose absent goals stay rare, and the table that they were chosen from.
+
+    J is the mean over composites of how often a goal is top-1 when present minus when absent. Leaves the defaults of
+    the steerer as chosen.
 
     Raises:
-        ValueError: no strength keeps absent goals as rare as asked for.
+        ValueError: nothing keeps absent goals as rare as asked for.
     """
     goals = class_goals(steerer)
-    table: list[dict[str, Any]] = [{"strength": s, "present": {}, "absent": {}} for s in config.strengths]
-    for trial in trials:
-        unsteered = run_unsteered(steerer, trial.scenes.pixels)
-        present, absent = steering_hits(steerer, trial, unsteered, goals, config.strengths).rates()
-        for row, p, a in zip(table, present[0].tolist(), absent[0].tolist(), strict=True):
-            row["present"][trial.scenes.kind], row["absent"][trial.scenes.kind] = p, a
-    fit = []
-    for row in table:
-        composites = [rate for kind, rate in row["absent"].items() if kind != "single"]
-        # Rates are counts over scenes, in float32: a rate at its limit is within it.
-        if max(composites) <= config.most_absent + 1e-6 and row["absent"]["single"] <= config.most_absent_single + 1e-6:
-            fit.append(row["strength"])
+    table: list[dict[str, Any]] = []
+    fit: list[tuple[float, Defaults]] = []
+    for passes in config.passes:
+        steerer.defaults = dataclasses.replace(steerer.defaults, passes=passes)
+        rates: dict[str, Any] = {}
+        for trial in trials:
+            unsteered = run_unsteered(steerer, trial.scenes.pixels)
+            rates[trial.scenes.kind] = steering_hits(steerer, trial, unsteered, goals, config.strengths).rates()
+        for index, strength in enumerate(config.strengths):
+            present = {kind: float(found[0][0, index]) for kind, found in rates.items()}
+            absent = {kind: float(found[1][0, index]) for kind, found in rates.items()}
+            kinds = [kind for kind in rates if kind != "single"]
+            j = sum(present[kind] - absent[kind] for kind in kinds) / len(kinds)
+            table.append({"strength": strength, "passes": passes, "J": j, "present": present, "absent": absent})
+            # Rates are counts over scenes, in float32: a rate at its limit is within it.
+            rare = max(absent[kind] for kind in kinds) <= config.most_absent + 1e-6
+            if rare and absent.get("single", 0.0) <= config.most_absent_single + 1e-6:
+                fit.append((j, dataclasses.replace(steerer.defaults, strength=strength)))
     if not fit:
         raise ValueError(
             f"no strength among {config.strengths} keeps absent goals below {config.most_absent:.1%} of the composites "
             f"and {config.most_absent_single:.1%} of the single images: {json.dumps(table)}"
         )
-    return fit[-1], table
+    steerer.defaults = max(fit, key=lambda pair: pair[0])[1]
+    return steerer.defaults, table
 
 
 def word_goals(
@@ -180,17 +192,18 @@ def image_outputs(steerer: Steerer, pixels: Tensor, labels: Tensor, seed: int) -
     return draw
 
 
-def verdict_examples(steerer: Steerer, trials: Sequence[Trials], make: MakeGoals) -> tuple[Tensor, Tensor]:
-    """Features (n, f) and answers (n,) of present and absent goals over all trials."""
-    rows, answers = [], []
+def verdict_examples(steerer: Steerer, trials: Sequence[Trials], make: MakeGoals) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (n, f), the same as if steering changed nothing, and answers (n,), over all trials."""
+    rows, without, answers = [], [], []
     for trial in tqdm(trials, desc="verdict examples", disable=None):
         unsteered = run_unsteered(steerer, trial.scenes.pixels)
         for is_present, classes in ((True, trial.present), (False, trial.absent)):
             goals, familiarity = make(trial, classes, is_present)
             after = run_steered(steerer, unsteered, goals)
             rows.append(features(unsteered.first, after, goals, familiarity).cpu())
+            without.append(features(unsteered.first, unsteered.first, goals, familiarity).cpu())
             answers.append(torch.full((len(classes),), float(is_present)))
-    return torch.cat(rows), torch.cat(answers)
+    return torch.cat(rows), torch.cat(without), torch.cat(answers)
 
 
 def fit_verdict(values: Tensor, answers: Tensor, ridge: float) -> Verdict:
@@ -219,10 +232,9 @@ def calibrate(config: CalibrationConfig) -> None:
         return [make_trials(kind, *shown, count, config.scenes, config.seed + i) for i, kind in enumerate(KINDS)]
 
     trials = scenes_of(slice(None))
-    strength, table = choose_strength(steerer, trials, config)
-    defaults = Defaults(strength, config.passes, config.num_samples, config.sampling_steps)
+    defaults, table = choose_defaults(steerer, trials, config)
     write_defaults(folder, defaults)
-    print(f"strength {strength}")
+    print(f"strength {defaults.strength}, {defaults.passes} passes")
     for row in table:
         print(json.dumps(row))
 
@@ -244,8 +256,9 @@ def calibrate(config: CalibrationConfig) -> None:
     }
     verdicts = {}
     for way, (model, shown, make) in ways.items():
-        values, answers = verdict_examples(model, shown, make)
+        values, without, answers = verdict_examples(model, shown, make)
         verdicts[way] = fit_verdict(values, answers, config.ridge)
+        verdicts[f"{way}{UNSTEERED}"] = fit_verdict(without, answers, config.ridge)  # to compare with
         probability = verdicts[way].probability(values)
         right = ((probability >= 0.5) == (answers > 0.5)).float().mean()
         print(f"{way}: verdict on {len(answers)} trials, {right:.1%} right")

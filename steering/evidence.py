@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+UNSTEERED = " without steering"  # ends the names of verdicts fitted on the first pass alone: a control
 TINY = 1e-30  # a weight that is none
 Answer = Literal["present", "absent", "unsure"]
 FEATURES = (

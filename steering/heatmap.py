@@ -27,16 +27,32 @@ def steering_heatmap(
     model: LRM, stem: Stem, state: State, steer: Steer, goals: Float[Tensor, "b m"]
 ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b h w"]]:
     """Run one steered pass: (output, heatmaps in 0–1; the largest value of each is 1, or 0 where nothing acted)."""
+    output, maps = _support_maps(model, stem, state, [steer], goals)
+    return output, merge(maps)
+
+
+def class_activation_map(model: LRM, stem: Stem, goals: Float[Tensor, "b m"]) -> Float[Tensor, "b h w"]:
+    """What to compare with: the same measure at the last feature map of the first, unsteered pass, in 0–1.
+
+    There it is the class-activation map of what the goal stands for (Zhou et al. 2016; HiResCAM, Draelos & Carin 2021).
+    """
+    return merge(_support_maps(model, stem, None, [], goals)[1][-1:])
+
+
+def _support_maps(
+    model: LRM, stem: Stem, state: State | None, steer: Sequence[Steer], goals: Float[Tensor, "b m"]
+) -> tuple[Float[Tensor, "b m"], list[Float[Tensor, "b _ _"]]]:
+    """Output of one pass, and activation times gradient of the support at the last map of each resolution, in order."""
     tracked = Stem({node: _track(value) for node, value in stem.values.items()})
     destinations = {connection.destination for connection in model.connections}
     names = [name for name in model.graph.steps if name in destinations]  # in running order
     with torch.enable_grad():
-        output, activations, _ = model.inspect(tracked, state, [steer], names)
+        output, activations, _ = model.inspect(tracked, state, steer, names)
         maps = {value.shape[-2:]: value for value in activations.values() if value.ndim == 4}
         ordered = list(maps.values())
         gradients = torch.autograd.grad(support(output, goals).sum(), ordered)
     found = [(value.detach() * gradient).sum(1) for value, gradient in zip(ordered, gradients, strict=True)]
-    return output.detach(), merge(found)
+    return output.detach(), found
 
 
 def _track(value: Any) -> Any:

@@ -157,6 +157,22 @@ class Steerer:
             raise ValueError(f"{folder / 'steering.json'} does not hold a model's defaults: {error}") from None
         return cls(backbone, card, preprocessing, lambda: loaded, verdicts, defaults, place, lambda: prototypes)
 
+    def with_model(self, model: LRM) -> Steerer:
+        """The same words and settings around another network with the same outputs, without verdicts.
+
+        For controls and ablations: the card remains that of this model.
+        """
+        return Steerer(
+            model,
+            self.card,
+            self.preprocessing,
+            lambda: self.language,
+            {},
+            self.defaults,
+            self.device,
+            lambda: self._prototypes,
+        )
+
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """What the backbone can name, in the order of its outputs."""
@@ -276,13 +292,16 @@ class Steerer:
         passes: int | None = None,
     ) -> Float[Tensor, "b m"]:
         """Outputs of the last steered pass, one goal for each image of the glance."""
-        steer, passes = self._steer(goals, strength, passes)
+        steer, passes = self.steering(goals, strength, passes)
         output, state = glance.output, glance.state
         for _ in range(passes - 1):
             output, state = self.model.step(glance.stem, state, [steer])
         return output
 
-    def _steer(self, goals: Tensor, strength: Strength | None, passes: int | None) -> tuple[Steer, int]:
+    def steering(
+        self, goals: Float[Tensor, "b m"], strength: Strength | None = None, passes: int | None = None
+    ) -> tuple[Steer, int]:
+        """What `lrm_core.LRM.step` takes to steer towards goals, and the number of passes; defaults where None."""
         passes = self.defaults.passes if passes is None else passes
         if passes < 2:
             raise ValueError(f"passes: got {passes}, expected at least 2: the first is never steered")
@@ -332,7 +351,7 @@ class Steerer:
                 width, got = len(self.class_names), tuple(goal.vector.shape)
                 raise ValueError(f"goal {goal.name!r}: expected shape ({width},) for {self.card['name']}, got {got}")
         goals = torch.stack([goal.vector.to(self.device) for goal in understood])
-        steer, passes = self._steer(goals, strength, passes)
+        steer, passes = self.steering(goals, strength, passes)
         picture = open_image(image)
         glance = self.glance(self.pixels(picture))
         count = len(queries)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrm_core.feedback import Strength
-from lrm_core.scenes import NUM_OBJECTS, Scenes, compose
+from lrm_core.scenes import NUM_OBJECTS, Scenes, compose, random_squares
 from steering.steerer import Glance, Steerer
 
 
@@ -23,7 +23,8 @@ from steering.steerer import Glance, Steerer
 class Trials:
     """Scenes of one kind with a present and an absent goal each, as classes.
 
-    present: (b,), the class of one of the objects (of an inset, the small one). absent: (b,), a class of none of them.
+    present: (b,), the class of one of the objects (of an inset and a cutmix, what was pasted). absent: (b,), a class of
+    none of them.
     """
 
     scenes: Scenes
@@ -43,7 +44,31 @@ class Unsteered:
 def make_trials(
     kind: str, pixels: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"], num_classes: int, count: int, seed: int
 ) -> Trials:
-    """`count` scenes of images of different classes, pixels in 0–1; the same for the same seed.
+    """`count` scenes of images of different classes, pixels in 0–1; the same for the same seed. Raises like `draw`."""
+    return build(draw(kind, labels, num_classes, count, seed), pixels, labels)
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """What makes trials of one kind out of a labelled data set, before any pixel is touched.
+
+    images: (b, k) rows of the data set. squares: (b, 4) or None, see `lrm_core.scenes.random_squares`. present, absent:
+    as in `Trials`.
+    """
+
+    kind: str
+    images: Tensor
+    squares: Tensor | None
+    present: Tensor
+    absent: Tensor
+
+    def __getitem__(self, rows: slice) -> Triplets:
+        squares = None if self.squares is None else self.squares[rows]
+        return Triplets(self.kind, self.images[rows], squares, self.present[rows], self.absent[rows])
+
+
+def draw(kind: str, labels: Int[Tensor, " n"], num_classes: int, count: int, seed: int) -> Triplets:
+    """`count` triplets of one kind, the same for the same seed.
 
     Raises:
         ValueError: too few classes among the images for such a scene, or none is left to be absent.
@@ -56,13 +81,19 @@ def make_trials(
         )
     generator = torch.Generator().manual_seed(seed)
     picks = _distinct(labels, number, count, generator)
-    scenes = compose(kind, pixels[picks], labels[picks], generator)
-    place = torch.randint(0, picks.shape[1], (count,), generator=generator)
-    if kind == "inset":
+    squares = random_squares(kind, count, generator)
+    place = torch.randint(0, number, (count,), generator=generator)
+    if squares is not None:  # what was pasted has a place of its own
         place = torch.ones_like(place)
-    present = scenes.labels[torch.arange(count), place]
-    scores = torch.rand(count, num_classes, generator=generator).scatter(1, scenes.labels, -1.0)
-    return Trials(scenes, present, scores.argmax(1))
+    inside = labels[picks]
+    scores = torch.rand(count, num_classes, generator=generator).scatter(1, inside, -1.0)
+    return Triplets(kind, picks, squares, inside[torch.arange(count), place], scores.argmax(1))
+
+
+def build(triplets: Triplets, pixels: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"]) -> Trials:
+    """The scenes of triplets, from the pixels (0–1) and labels of their data set."""
+    scenes = compose(triplets.kind, pixels[triplets.images], labels[triplets.images], triplets.squares)
+    return Trials(scenes, triplets.present, triplets.absent)
 
 
 def _distinct(labels: Tensor, number: int, count: int, generator: torch.Generator) -> Int[Tensor, "c k"]:

@@ -34,6 +34,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 KINDS: dict[str, type[Config]] = {  # by the start of the file's name
     "alexnet_": BackboneTraining,
     "lrm_": BackboneTraining,
+    "control_": BackboneTraining,
     "prior_": PriorTraining,
     "text_": TextConfig,
     "calibrate_": CalibrationConfig,

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from steering.evaluate.report import BEGIN, END, rewrite, table
+from steering.evaluate import TITLE
+from steering.evaluate.page import write_results_md
+from steering.evaluate.report import BEGIN, END, parts, rewrite, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -15,6 +17,12 @@ README = (ROOT / "README.md").read_text()
 def test_the_table_is_written_from_the_stored_results():
     results = json.loads((ROOT / "results.json").read_text())
     assert f"{BEGIN}\n{table(results)}\n{END}" in README
+
+
+def test_the_answers_are_written_from_the_stored_results(tmp_path):
+    results = json.loads((ROOT / "results.json").read_text())
+    write_results_md(tmp_path / "RESULTS.md", parts(results), TITLE.format(**results), results)
+    assert (tmp_path / "RESULTS.md").read_bytes() == (ROOT / "RESULTS.md").read_bytes()
 
 
 def test_the_stored_results_are_those_of_the_shipped_model():

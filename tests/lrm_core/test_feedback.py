@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lrm_core import Connection, Feedback
-from lrm_core.feedback import start_at_transpose
+from lrm_core.feedback import FEATURE_SCALE, start_at_classifier
 
 VECTOR, TOKENS, MAP = (6,), (5, 6), (6, 4, 4)
 
@@ -112,17 +112,85 @@ def test_the_key_of_a_connection_can_be_a_parameters_name():
     assert Connection("classifier.6", "features.8").key == "classifier_6->features_8"
 
 
-def test_starting_at_the_transpose_raises_the_features_that_vote_for_the_goal():
+@pytest.fixture
+def looking():
+    """A classifier of six classes by eight features, both paths out of it, and templates: nothing learned yet."""
     torch.manual_seed(0)
-    classifier, made = nn.Linear(8, 6), Feedback((6,), (8, 4, 4))
-    start_at_transpose(made, classifier, 0.02)
-    torch.testing.assert_close(made.projection.weight.std(), torch.tensor(0.02))
+    templates = nn.Conv2d(8, 6, 1)
+    nn.init.zeros_(templates.weight)
+    return nn.Linear(8, 6), Feedback((6,), (8, 4, 4)), templates, Feedback((6,), (6, 4, 4))
+
+
+def goal_of(label):
     goal = torch.zeros(1, 6)
-    goal[0, 2] = 50.0
-    factor = made(goal, torch.zeros(1, 8, 4, 4))[0, :, 0, 0]
-    assert (classifier.weight @ factor).argmax() == 2
+    goal[0, label] = 50.0
+    return goal
 
 
-def test_a_transpose_that_does_not_fit_raises():
-    with pytest.raises(ValueError, match="reads 8 features, the path's destination has 5"):
-        start_at_transpose(Feedback((6,), (5, 4, 4)), nn.Linear(8, 6), 0.02)
+@pytest.mark.parametrize("label", range(6))
+def test_starting_at_the_classifier_raises_the_features_that_vote_for_the_goal(looking, label):
+    classifier, to_features, _, _ = looking
+    start_at_classifier(*looking, 6.0)
+    torch.testing.assert_close(to_features.projection.weight.std(), torch.tensor(FEATURE_SCALE))
+    factor = to_features(goal_of(label), torch.zeros(1, 8, 4, 4))[0, :, 0, 0]
+    assert (classifier.weight @ factor).argmax() == label
+
+
+def test_templates_start_as_the_classifier_of_every_place(looking):
+    classifier, _, templates, _ = looking
+    start_at_classifier(*looking, 6.0)
+    places = torch.randn(2, 8, 3, 5)
+    everywhere = classifier(places.movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(templates(places), everywhere)
+
+
+@pytest.mark.parametrize("scale", [2.0, 6.0])
+def test_a_goal_raises_its_own_template_by_the_scale_and_lowers_the_others(looking, scale):
+    to_templates = looking[3]
+    start_at_classifier(*looking, scale)
+    factor = to_templates(goal_of(4), torch.zeros(1, 6, 4, 4))[0, :, 0, 0]
+    torch.testing.assert_close(factor, scale * torch.tanh(F.layer_norm(goal_of(4), (6,)))[0])
+    assert factor.argmax() == 4
+    assert (factor > 0).sum() == 1
+
+
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_what_was_trained_is_left_alone_and_the_rest_begins(looking, part):
+    weights = {1: looking[1].projection.weight, 2: looking[2].weight, 3: looking[3].projection.weight}
+    with torch.no_grad():
+        weights[part].flatten()[3] = 0.125  # one weight that is not zero
+    before = {name: weight.clone() for name, weight in weights.items()}
+    bias, classifier = looking[2].bias.clone(), [p.clone() for p in looking[0].parameters()]
+    start_at_classifier(*looking, 6.0)
+    assert [name for name in weights if torch.equal(weights[name], before[name])] == [part]
+    assert torch.equal(looking[2].bias, bias) == (part == 2)
+    assert all(torch.equal(a, b) for a, b in zip(looking[0].parameters(), classifier, strict=True))
+
+
+def test_parts_that_a_network_lacks_are_passed_over(looking):
+    classifier, to_features, templates, to_templates = looking
+    start_at_classifier(classifier, None, None, None, 6.0)
+    start_at_classifier(classifier, to_features, None, None, 6.0)
+    assert to_features.projection.weight.any()
+    assert not templates.weight.any()
+    start_at_classifier(classifier, None, templates, None, 6.0)
+    assert templates.weight.any()
+    assert not to_templates.projection.weight.any()
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "message"),
+    [
+        (1, Feedback((6,), (5, 4, 4)), r"of shape \(8, 6\), got \(5, 6\)"),
+        (3, Feedback((6,), (5, 4, 4)), r"of shape \(6, 6\), got \(5, 6\)"),
+        (2, None, r"of shape \(6, 8\), got \(6, 7\)"),
+    ],
+)
+def test_a_part_that_does_not_fit_the_classifier_raises(looking, part, wrong, message):
+    if wrong is None:
+        wrong = nn.Conv2d(7, 6, 1)
+        nn.init.zeros_(wrong.weight)
+    parts = [None, None, None]
+    parts[part - 1] = wrong
+    with pytest.raises(ValueError, match=message):
+        start_at_classifier(looking[0], *parts, 6.0)

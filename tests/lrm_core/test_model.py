@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lrm_core import LRM, Connection, State, Steer
-from lrm_core.backbones import BACKBONES
+from lrm_core.backbones import BACKBONES, AttentionPool, MiniNet
+from lrm_core.train import begin_looking
 
 
 def toy() -> nn.Sequential:
@@ -90,6 +91,115 @@ def test_what_is_absent_stays_absent(model):
     nn.init.zeros_(model.backbone[3].bias)
     outputs = model.rollout(torch.randn(3, 3, 16, 16), 3, [goal(50.0)])
     assert torch.equal(outputs[0], outputs[-1])
+
+
+def test_an_adding_model_adds_the_same_factor_and_a_multiplying_one_scales_by_it(images):
+    torch.manual_seed(0)
+    multiplying = LRM(toy(), CONNECTIONS, 16).eval()
+    for path in multiplying.paths.values():
+        nn.init.normal_(path.projection.weight)
+    adding = LRM(multiplying.backbone, CONNECTIONS, 16, rule="add").eval()
+    adding.load_state_dict(multiplying.state_dict())
+    _, state = adding(images)
+    x = adding.backbone[:4](images)
+    seen = {}
+    for lrm in (multiplying, adding):  # only the late destination: what reaches it is alike in both
+        lrm.paths["4->0"].gain.data.zero_()
+        seen[lrm.rule] = lrm.inspect(lrm.stem(images), state, [goal(2.0)], ["3"])
+    factor = seen["add"][2]["3"]
+    torch.testing.assert_close(seen["add"][1]["3"], x + factor)
+    torch.testing.assert_close(seen["multiply"][2]["3"], x * factor)
+    torch.testing.assert_close(seen["multiply"][1]["3"], x + x * factor)
+
+
+def test_only_an_adding_model_finds_what_is_not_there(images):
+    """A destination that is zero everywhere stays zero by multiplication, and is filled by addition."""
+    found = {}
+    for rule in ("multiply", "add"):
+        torch.manual_seed(0)
+        lrm = LRM(toy(), CONNECTIONS[:1], 16, rule=rule).eval()
+        nn.init.zeros_(lrm.backbone[3].weight)
+        nn.init.zeros_(lrm.backbone[3].bias)
+        nn.init.normal_(lrm.paths["7->3"].projection.weight)
+        _, state = lrm(images)
+        _, inside, _ = lrm.inspect(lrm.stem(images), state, [goal(5.0)], ["3"])
+        found[rule] = inside["3"]
+    assert not found["multiply"].any()
+    assert (found["add"] > 0).any()
+
+
+@pytest.mark.parametrize("rule", ["multiply", "add"])
+def test_gain_zero_is_the_plain_small_network_too(rule):
+    torch.manual_seed(0)
+    entry = BACKBONES["mini"]
+    model = LRM(MiniNet(5, (8, 8, 8, 8, 16)), entry.connections, 32, rule=rule).eval()
+    begin_looking(model, entry, 6.0)
+    for path in model.paths.values():
+        nn.init.normal_(path.projection.weight)
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(model.rollout(images, 3)[-1], model.backbone(images))
+    for path in model.paths.values():
+        nn.init.zeros_(path.gain)
+    assert torch.equal(model.rollout(images, 3)[-1], model.backbone(images))
+
+
+def test_templates_that_are_zero_are_average_pooling_and_learn_nothing():
+    torch.manual_seed(0)
+    net = MiniNet(5, (8, 8, 8, 8, 16)).eval()
+    seen = {}
+    net.layer3.register_forward_hook(lambda module, given, output: seen.update(maps=output))
+    output = net(torch.randn(2, 3, 64, 64))
+    assert seen["maps"].shape[-2:] == (4, 4)
+    torch.testing.assert_close(output, net.fc(seen["maps"].mean((2, 3))))  # values start as what they read
+    values = torch.rand(3, 7, 4, 5)
+    for alike in (0.0, 2.5):  # the same answer everywhere is no preference
+        pooled = AttentionPool()(values, torch.full((3, 6, 4, 5), alike))
+        torch.testing.assert_close(pooled, values.mean((2, 3)), rtol=1e-6, atol=1e-6)
+    output.sum().backward()
+    assert not net.attend.weight.grad.any()
+    assert net.value.weight.grad.any()
+
+
+class Colours(nn.Module):
+    """Sees red, green and blue; a template and a value for each. Places are weighed as in `MiniNet`."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend, self.value = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1, bias=False)
+        self.templates, self.values, self.pool, self.fc = nn.ReLU(), nn.ReLU(), AttentionPool(), nn.Linear(3, 3)
+        with torch.no_grad():
+            for layer in (self.attend, self.value, self.fc):
+                layer.weight.copy_(torch.eye(3).reshape(layer.weight.shape))
+            for layer in (self.attend, self.fc):
+                layer.bias.zero_()
+
+    def forward(self, x):
+        return self.fc(self.pool(self.values(self.value(x)), self.templates(self.attend(x))))
+
+
+def test_a_goal_raises_the_weight_of_the_places_where_its_template_answers():
+    model = LRM(Colours(), [Connection("fc", "attend")], 8).eval().requires_grad_(False)
+    model.paths["fc->attend"].projection.weight.copy_(6 * torch.eye(3))
+    image = torch.zeros(1, 3, 4, 8)
+    image[:, 0, :, :6], image[:, 2, :, 6:] = 1.0, 1.0  # red, and less blue
+    stem = model.stem(image)
+    first, state = model.step(stem)
+    torch.testing.assert_close(first, torch.tensor([[0.75, 0.0, 0.25]]))
+
+    def look(label, strength):
+        steer = Steer("fc", 9 * torch.eye(3)[label][None], strength)
+        output, inside, _ = model.inspect(stem, state, [steer], ["templates"])
+        weights = inside["templates"].mean(1)[0]  # (h, w)
+        return output[0], weights[0, 0] / weights[0, -1]  # of a red and of a blue place
+
+    for label, expected in ((0, lambda ratio: ratio > 3), (2, lambda ratio: ratio < 1 / 3)):
+        output, ratio = look(label, (0.0, 1.0))
+        assert expected(ratio)
+        assert output[label] > first[0, label] + 0.1
+        assert output.argmax() == label
+    output, ratio = look(1, (0.0, 1.0))  # green is nowhere: no place is better than another
+    assert ratio == 1
+    torch.testing.assert_close(output, first[0])
 
 
 def test_negative_and_positive_gain_act_on_their_own_sign(model, images):
@@ -185,6 +295,7 @@ def test_every_parameter_of_a_registered_backbone_gets_a_gradient(name):
     torch.manual_seed(0)
     size = entry.preprocessing.size if name == "mini" else 64
     model = LRM(entry.build(num_classes=7), entry.connections, size).eval()
+    begin_looking(model, entry, 6.0)  # templates that are zero answer nowhere and rest
     for path in model.paths.values():
         nn.init.normal_(path.projection.weight, std=0.01)
     outputs = model.rollout(torch.randn(2, 3, size, size), 3)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lrm_core.scenes import INSET_SIDES, KINDS, NUM_OBJECTS, compose, presence, random_scenes
+from lrm_core.scenes import KINDS, NUM_OBJECTS, SQUARES, compose, presence, random_scenes, random_squares
 
 SIZE = 16
 
@@ -22,7 +22,8 @@ def inside(scenes, scene, place):
 
 def made(kind, seed=0, **options):
     pixels, labels = images(kind)
-    return pixels, compose(kind, pixels, labels, torch.Generator().manual_seed(seed), **options)
+    squares = random_squares(kind, len(pixels), torch.Generator().manual_seed(seed))
+    return pixels, compose(kind, pixels, labels, squares, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,21 +84,65 @@ def test_an_inset_lies_pixel_for_pixel_in_its_box_and_the_background_everywhere_
         assert scenes.boxes[scene, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
-def test_insets_vary_in_size_and_place_within_the_canvas():
-    pixels, labels = images("inset", 200)
-    boxes = compose("inset", pixels, labels, torch.Generator().manual_seed(0)).boxes[:, 1]
+@pytest.mark.parametrize("kind", ["inset", "cutmix"])
+def test_insets_vary_in_size_and_place_within_the_canvas(kind):
+    pixels, labels = images(kind, 400)
+    squares = random_squares(kind, 400, torch.Generator().manual_seed(0))
+    boxes = compose(kind, pixels, labels, squares).boxes[:, 1]
     sides = boxes[:, 2:] - boxes[:, :2]
     assert torch.equal(sides[:, 0], sides[:, 1])
-    assert (sides.min().item(), sides.max().item()) == INSET_SIDES
+    low, high = SQUARES[kind]
+    assert ((squares[:, 2] - squares[:, 0]) >= low - 1e-4).all()
+    assert ((squares[:, 2] - squares[:, 0]) <= high + 1e-4).all()
+    assert (sides.min().item(), sides.max().item()) == (low, round(high * SIZE) / SIZE)
     assert boxes.min() == 0
     assert boxes.max() == 1
+    assert torch.equal(boxes * SIZE, (boxes * SIZE).round())
+    assert (boxes - squares).abs().max() <= 1 / SIZE
 
 
-def test_the_inputs_are_not_written_to():
-    pixels, labels = images("inset")
-    before = pixels.clone()
-    compose("inset", pixels, labels, torch.Generator().manual_seed(0))
+def test_a_square_that_rounding_would_push_over_the_edge_stays_on_the_canvas():
+    pixels, labels = images("cutmix", 1)
+    scenes = compose("cutmix", pixels, labels, torch.tensor([[0.4063, 0.0, 1.0, 0.5937]]))  # 9.499 px from 6.501
+    left, top, right, bottom = (scenes.boxes[0, 1] * SIZE).tolist()
+    assert (left, top, right, bottom) == (7, 0, 16, 9)
+    scenes = compose("cutmix", pixels, labels, torch.tensor([[0.4065, 0.0, 1.0, 0.5938]]))
+    assert scenes.boxes.max() <= 1
+    assert scenes.boxes.min() >= 0
+
+
+def test_the_second_image_of_a_cutmix_shows_in_its_own_place_and_the_first_everywhere_else():
+    pixels, scenes = made("cutmix")
+    for scene in range(5):
+        left, top, right, bottom = (round(v * SIZE) for v in scenes.boxes[scene, 1].tolist())
+        expected = pixels[scene, 0].clone()
+        expected[:, top:bottom, left:right] = pixels[scene, 1, :, top:bottom, left:right]
+        assert torch.equal(scenes.pixels[scene], expected)
+        assert (bottom - top) == (right - left) >= SIZE // 2
+        assert scenes.boxes[scene, 0].tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_kinds_that_paste_need_squares_and_say_so(kind):
+    pixels, labels = images(kind)
+    squares = random_squares(kind, 5, torch.Generator().manual_seed(0))
+    assert (squares is not None) == (kind in ("inset", "cutmix"))
+    if squares is None:
+        assert compose(kind, pixels, labels).kind == kind
+    else:
+        assert squares.shape == (5, 4)
+        with pytest.raises(ValueError, match=rf"{kind}: expected squares \(b, 4\) for the second image, got none"):
+            compose(kind, pixels, labels)
+
+
+@pytest.mark.parametrize("kind", ["inset", "cutmix"])
+def test_the_inputs_are_not_written_to(kind):
+    pixels, labels = images(kind)
+    squares = random_squares(kind, 5, torch.Generator().manual_seed(0))
+    before, places = pixels.clone(), squares.clone()
+    compose(kind, pixels, labels, squares)
     assert torch.equal(pixels, before)
+    assert torch.equal(squares, places)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,10 +171,10 @@ def test_side_by_side_is_sometimes_squashed_and_sometimes_cropped():
 
 def test_an_unknown_kind_and_a_wrong_number_of_images_raise():
     pixels, labels = images("blend")
-    with pytest.raises(ValueError, match=r"no kind of scene 'mosaic'; choices: single, blend, side, inset, grid"):
-        compose("mosaic", pixels, labels, torch.Generator())
+    with pytest.raises(ValueError, match="no kind of scene 'mosaic'; choices: single, blend, side, cutmix, inset"):
+        compose("mosaic", pixels, labels)
     with pytest.raises(ValueError, match="grid: expected 4 images a scene, got 2"):
-        compose("grid", pixels, labels, torch.Generator())
+        compose("grid", pixels, labels)
 
 
 def test_presence_marks_each_class_of_a_scene_once():

@@ -4,9 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from prior.text import WEIGHTS, TextEncoder, run_text_tower, text_tower
 from prior.train_text import TextConfig, build_model, save_text_model
@@ -154,6 +157,69 @@ def test_the_card_says_what_the_encoder_is(folder: Path, encoder: TextEncoder) -
     assert encoder.card["name"] == encoder.name == "toy_text"
     assert encoder.card["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     assert set(json.loads((folder / "toy_text.json").read_text())) == {"embed_dim", "text_cfg", "vision_cfg"}
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    """The same with a card that tells of a trained image tower."""
+    torch.manual_seed(0)
+    config = TextConfig.parse(TOY)
+    path = tmp_path_factory.mktemp("seeing")
+    save_text_model(path, build_model(config), config, {"zero_shot/top1": 0.5})
+    return TextEncoder.load(path)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0)) / 255
+
+
+def test_an_image_tower_counts_only_if_it_was_trained(
+    folder: Path, encoder: TextEncoder, seeing: TextEncoder, pixels: torch.Tensor
+) -> None:
+    open_clip.add_model_config(folder / "toy_text.json")
+    named = TextEncoder.load("toy_text", pretrained=str(folder / WEIGHTS))
+    assert [one.sees for one in (encoder, seeing, named)] == [False, True, True]
+    with pytest.raises(ValueError, match="text encoder toy_text has no trained image tower"):
+        encoder.encode_images(pixels)
+
+
+def test_images_are_embedded_as_open_clip_does(folder: Path, pixels: torch.Tensor) -> None:
+    open_clip.add_model_config(folder / "toy_text.json")
+    named = TextEncoder.load("toy_text", pretrained=str(folder / WEIGHTS))
+    model, _, transform = open_clip.create_model_and_transforms("toy_text", pretrained=str(folder / WEIGHTS))
+    with torch.no_grad():
+        expected = model.eval().encode_image(torch.stack([transform(to_pil_image(p)) for p in pixels]), normalize=True)
+    found = named.encode_images(pixels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert (expected[0] - expected[1]).abs().max() > 0.01
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(torch.cat([named.encode_images(p[None]) for p in pixels]), found)
+
+
+def test_a_folders_card_says_how_images_are_normalised(seeing: TextEncoder, pixels: torch.Tensor) -> None:
+    mean, std = (torch.tensor(seeing.card["preprocessing"][key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = seeing.model.encode_image((pixels - mean) / std, normalize=True)
+    torch.testing.assert_close(seeing.encode_images(pixels), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_whole_frame_is_squashed_to_the_towers_size(seeing: TextEncoder) -> None:
+    wide = torch.rand(1, 3, 24, 60, generator=torch.Generator().manual_seed(1))
+    channels = [Image.fromarray(channel.numpy()).resize((16, 16), Image.Resampling.BICUBIC) for channel in wide[0]]
+    small = torch.stack([torch.from_numpy(np.array(channel)) for channel in channels])[None].clamp(0, 1)
+    torch.testing.assert_close(seeing.encode_images(wide), seeing.encode_images(small), atol=1e-4, rtol=1e-3)
+    cut = seeing.encode_images(wide[..., 18:42])
+    assert (cut - seeing.encode_images(wide)).abs().max() > 0.01
+
+
+def test_embeddings_of_images_need_no_gradient_and_may_meet_one(seeing: TextEncoder, pixels: torch.Tensor) -> None:
+    found = seeing.encode_images(pixels.clone().requires_grad_())
+    assert not found.requires_grad
+    weight = torch.ones(24, requires_grad=True)
+    (found * weight).sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, found.sum(0))
 
 
 def test_the_embedded_encoder_knows_everyday_words() -> None:

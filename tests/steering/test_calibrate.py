@@ -1,4 +1,4 @@
-"""Calibration: the verdict recovers a known truth, the strength follows its rule, a folder is put together."""
+"""Calibration: the verdict recovers a known truth, strength and passes follow their rule, a folder is assembled."""
 
 import io
 import json
@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from steering import Steerer
-from steering.calibrate import CalibrationConfig, calibrate, choose_strength, fit_verdict
-from steering.evidence import expand
-from steering.trials import make_trials
+from steering.calibrate import CalibrationConfig, calibrate, choose_defaults, fit_verdict
+from steering.evidence import FEATURES, UNSTEERED, expand
+from steering.trials import class_goals, make_trials, run_steered, run_unsteered, top1
 
 PATHS = dict.fromkeys(("backbone", "prior", "text", "prototypes", "output", "data", "classes"), "unused")
 
@@ -37,28 +37,73 @@ def test_a_feature_that_never_varies_does_no_harm():
     assert ((verdict.probability(values) > 0.5) == (values[:, 0] > 0)).float().mean() > 0.95
 
 
-def chosen(toy, labelled, **limits):
-    config = CalibrationConfig.parse({**PATHS, "strengths": [0.0, 0.5, 1.0, 2.0], **limits})
-    trials = [make_trials(kind, *labelled, 6, 24, 0) for kind in ("single", "blend", "side")]
-    return choose_strength(toy, trials, config)
+STRENGTHS, PASSES = [0.0, 0.5, 1.0, 2.0], [2, 3]
+EVERYTHING = {"most_absent": 1.0, "most_absent_single": 1.0}
 
 
-def test_the_largest_strength_is_taken_whose_absent_goals_stay_rare(toy, labelled):
-    everything = {"most_absent": 1.0, "most_absent_single": 1.0}
-    _, table = chosen(toy, labelled, **everything)
-    assert [row["strength"] for row in table] == [0.0, 0.5, 1.0, 2.0]
-    assert set(table[0]["absent"]) == set(table[0]["present"]) == {"single", "blend", "side"}
-    assert chosen(toy, labelled, **everything)[0] == 2.0
+@pytest.fixture
+def free(toy):
+    """The toy with defaults of its own: choosing sets them."""
+    return toy.with_model(toy.model)
+
+
+@pytest.fixture(scope="module")
+def shown(labelled):
+    return [make_trials(kind, *labelled, 6, 24, 0) for kind in ("single", "blend", "side")]
+
+
+def chosen(steerer, trials, **limits):
+    config = CalibrationConfig.parse({**PATHS, "strengths": STRENGTHS, "passes": PASSES, **limits})
+    return choose_defaults(steerer, trials, config)
+
+
+def worst(row, kinds):
+    return max(row["absent"][kind] for kind in kinds)
+
+
+def test_every_strength_is_tried_with_every_number_of_passes(free, shown):
+    before = free.defaults
+    defaults, table = chosen(free, shown, **EVERYTHING)
+    assert [(row["passes"], row["strength"]) for row in table] == [(p, s) for p in PASSES for s in STRENGTHS]
+    for row in table:
+        assert set(row["absent"]) == set(row["present"]) == {"single", "blend", "side"}
+        gaps = [row["present"][kind] - row["absent"][kind] for kind in ("blend", "side")]  # not of single images
+        assert row["J"] == pytest.approx(sum(gaps) / 2)
+    assert free.defaults == defaults
+    assert (defaults.num_samples, defaults.sampling_steps) == (before.num_samples, before.sampling_steps)
+
+
+def test_rates_of_the_table_are_those_of_the_steered_passes(free, shown):
+    _, table = chosen(free, shown, **EVERYTHING)
+    goals, blend = class_goals(free), shown[1]
+    unsteered = run_unsteered(free, blend.scenes.pixels)
+    for row in (table[1], table[6]):
+        for name, classes in (("present", blend.present), ("absent", blend.absent)):
+            after = run_steered(free, unsteered, goals[classes], row["strength"], row["passes"])
+            assert row[name]["blend"] == pytest.approx(float(top1(after, classes).float().mean()))
+
+
+def test_what_tells_present_from_absent_best_is_taken_of_all_whose_absent_goals_stay_rare(free, shown):
+    _, table = chosen(free, shown, **EVERYTHING)
     for name, kinds in (("most_absent", ("blend", "side")), ("most_absent_single", ("single",))):
-        worst = [max(row["absent"][kind] for kind in kinds) for row in table]
-        limit = sorted(worst)[1]
-        expected = max(row["strength"] for row, rate in zip(table, worst, strict=True) if rate <= limit)
-        assert chosen(toy, labelled, **{**everything, name: limit})[0] == expected
+        for limit in sorted({worst(row, kinds) for row in table}):
+            defaults, again = chosen(free, shown, **{**EVERYTHING, name: limit})
+            assert again == table  # whatever the steerer's defaults were before
+            allowed = [row for row in table if worst(row, kinds) <= limit + 1e-6]
+            (taken,) = (
+                row for row in table if (row["strength"], row["passes"]) == (defaults.strength, defaults.passes)
+            )
+            assert taken in allowed
+            assert taken["J"] == max(row["J"] for row in allowed)
+    best = max(row["J"] for row in table)
+    strict = min(worst(row, ("blend", "side")) for row in table)
+    kept = max(row["J"] for row in table if worst(row, ("blend", "side")) <= strict + 1e-6)
+    assert kept < best  # the limit is not idle here
 
 
-def test_where_no_strength_is_cautious_enough_calibration_fails_and_says_so(toy, labelled):
+def test_where_nothing_is_cautious_enough_calibration_fails_and_says_so(free, shown):
     with pytest.raises(ValueError, match=r"no strength among \[0\.0, 0\.5, 1\.0, 2\.0\] keeps absent goals"):
-        chosen(toy, labelled, most_absent=-1.0)
+        chosen(free, shown, most_absent=-1.0)
 
 
 @pytest.fixture
@@ -95,7 +140,7 @@ def parts(toy_folder, tmp_path):
         "nouns": str(tmp_path / "words.txt"),
         "strengths": [0.5, 1.0],
         "scenes": 20,
-        "passes": 2,
+        "passes": [2],
         "num_samples": 2,
         "sampling_steps": 2,
     }
@@ -107,11 +152,23 @@ def test_the_parts_become_a_model_folder_that_looks(parts, tmp_path, capsys):
     calibrate(CalibrationConfig.parse(parts))
     steerer = Steerer.load(tmp_path / "assembled", device="cpu")
     assert steerer.verdict is not None
+    assert list(steerer.verdicts) == [
+        f"{way}{ending}" for way in ("diffusion", "class-names", "prototype", "image") for ending in ("", UNSTEERED)
+    ]
+    for way in ("diffusion", "class-names", "prototype", "image"):
+        with_it, without = steerer.verdicts[way], steerer.verdicts[f"{way}{UNSTEERED}"]
+        # As if steering changed nothing: after is before, and what was before is the same for both.
+        for kind in ("support", "logit", "entropy"):
+            before, after = FEATURES.index(f"{kind} before"), FEATURES.index(f"{kind} after")
+            assert without.mean[after] == pytest.approx(without.mean[before], rel=1e-5)
+            assert without.std[after] == pytest.approx(without.std[before], rel=1e-5)
+            assert without.mean[before] == pytest.approx(with_it.mean[before], rel=1e-5)
+            assert with_it.mean[after] != pytest.approx(with_it.mean[before], rel=1e-3)
     assert steerer.defaults.strength in (0.5, 1.0)
-    assert (steerer.defaults.passes, steerer.defaults.num_samples) == (2, 2)
+    assert (steerer.defaults.passes, steerer.defaults.num_samples, steerer.defaults.sampling_steps) == (2, 2, 2)
     assert steerer.language.vocabulary.shape == (7, 24)  # six names and "animal"
     printed = capsys.readouterr().out
-    assert "strength " in printed
+    assert f"strength {steerer.defaults.strength}, 2 passes" in printed
     by_name = Steerer.load(tmp_path / "assembled", prior="class-names", device="cpu")
     looks = [
         steerer.look("sample:cat", "a cat"),
@@ -121,5 +178,5 @@ def test_the_parts_become_a_model_folder_that_looks(parts, tmp_path, capsys):
     assert [look.prior for look in looks] == ["diffusion", "class-names", "prototype", "image"]
     for look in looks:
         assert 0 < look.probability < 1
-        # five kinds, 20 scenes, a present and an absent goal each
-        assert f"{look.prior}: verdict on 200 trials" in printed
+        # six kinds, 20 scenes, a present and an absent goal each
+        assert f"{look.prior}: verdict on 240 trials" in printed

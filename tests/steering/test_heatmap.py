@@ -6,7 +6,7 @@ from torch import nn
 
 from lrm_core import LRM, Connection, Steer
 from steering.evidence import support
-from steering.heatmap import merge, steering_heatmap
+from steering.heatmap import class_activation_map, merge, steering_heatmap
 
 RED = torch.tensor([[4.0, -4.0]])
 BLUE = -RED
@@ -62,6 +62,19 @@ def test_the_output_is_that_of_the_plain_steered_pass(model):
     assert torch.equal(output, expected)
     assert not output.requires_grad
     assert support(output, RED) > support(first, RED)
+
+
+def test_the_class_activation_map_to_compare_with_lies_where_the_class_is_seen_without_a_goal(model):
+    stem = model.stem(picture())
+    for goal, (low, high) in ((RED, (2, 6)), (BLUE, (10, 14))):
+        maps = class_activation_map(model, stem, goal)
+        assert maps.shape == (1, 16, 16)
+        assert maps[0, low:high, low:high].eq(1).all()
+        assert maps[0].sum() == 16
+        assert not maps.requires_grad
+    assert not class_activation_map(model, model.stem(picture(blue=False)), BLUE).any()
+    model.paths["4->0"].projection.weight[:] = 50 * torch.randn(2, 2)  # it knows nothing of feedback
+    assert torch.equal(class_activation_map(model, stem, BLUE), maps)
 
 
 def test_a_batch_of_goals_is_each_goal_alone(model):

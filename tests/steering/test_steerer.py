@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_at_strength_zero_the_words_do_not_reach_the_network(each):
 
 def test_strength_of_either_sign_and_passes_change_the_look(each):
     usual = each.look("sample:cat", "a teapot").after
-    for options in ({"strength": 3.0}, {"strength": (0.0, 1.0)}, {"passes": 2}, {"seed": 5}):
+    for options in ({"strength": 3.0}, {"strength": (0.0, 1.0)}, {"passes": 4}, {"seed": 5}):
         assert not torch.equal(each.look("sample:cat", "a teapot", **options).after, usual), options
 
 
@@ -276,6 +277,29 @@ def test_language_is_loaded_once_by_many_threads(toy):
     for thread in threads:
         thread.join()
     assert calls == [1]
+
+
+def test_another_network_is_steered_by_the_same_words_without_a_verdict(toy):
+    model = deepcopy(toy.model)
+    torch.nn.init.zeros_(model.backbone.fc.weight)
+    other = toy.with_model(model)
+    assert torch.equal(other.goal("a cat"), toy.goal("a cat"))
+    assert torch.equal(other.prototype_goal("cat").vector, toy.prototype_goal("cat").vector)
+    look = other.look("sample:cat", "a cat")
+    assert (look.verdict, look.probability, look.model) == (None, None, "toy")
+    torch.testing.assert_close(look.after, model.backbone.fc.bias)
+    assert toy.look("sample:cat", "a cat").verdict is not None
+
+
+def test_what_steers_takes_the_defaults_unless_told_otherwise(toy):
+    goals = torch.randn(2, 6)
+    steer, passes = toy.steering(goals)
+    assert (steer.source, steer.strength, steer.mix, passes) == ("fc", 1.0, 1.0, 3)
+    assert steer.target is goals
+    steer, passes = toy.steering(goals, (0.5, 0.0), 5)
+    assert (steer.strength, passes) == ((0.5, 0.0), 5)
+    with pytest.raises(ValueError, match="passes: got 1, expected at least 2"):
+        toy.steering(goals, None, 1)
 
 
 def test_a_goal_of_another_width_is_refused(toy):

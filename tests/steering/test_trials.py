@@ -7,8 +7,10 @@ from lrm_core.scenes import KINDS, NUM_OBJECTS, compose
 from steering.trials import (
     Hits,
     Trials,
+    build,
     class_goals,
     constant_hits,
+    draw,
     make_trials,
     run_steered,
     run_unsteered,
@@ -43,6 +45,46 @@ def test_the_seed_decides_the_trials(labelled):
     assert torch.equal(first.scenes.pixels, again.scenes.pixels)
     assert torch.equal(first.absent, again.absent)
     assert not torch.equal(first.scenes.labels, other.scenes.labels)
+
+
+def test_the_goal_of_a_cutmix_is_what_was_pasted(labelled):
+    trials = make_trials("cutmix", *labelled, 6, 200, 0)
+    assert torch.equal(trials.present, trials.scenes.labels[:, 1])
+    assert not torch.equal(trials.scenes.boxes[:, 1], trials.scenes.boxes[:, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawing_first_and_building_later_makes_the_same_trials(kind, labelled):
+    pixels, labels = labelled
+    triplets = draw(kind, labels, 6, 20, 3)
+    made, whole = build(triplets, pixels, labels), make_trials(kind, pixels, labels, 6, 20, 3)
+    assert torch.equal(made.scenes.pixels, whole.scenes.pixels)
+    assert torch.equal(made.scenes.boxes, whole.scenes.boxes)
+    assert torch.equal(made.present, whole.present)
+    assert torch.equal(made.absent, whole.absent)
+    by_hand = compose(kind, pixels[triplets.images], labels[triplets.images], triplets.squares)
+    assert torch.equal(made.scenes.pixels, by_hand.pixels)
+    assert torch.equal(made.scenes.labels, labels[triplets.images])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slice_of_triplets_makes_those_scenes_of_the_whole(kind, labelled):
+    triplets = draw(kind, labelled[1], 6, 12, 0)
+    whole, part = build(triplets, *labelled), build(triplets[3:7], *labelled)
+    assert triplets[3:7].kind == kind
+    assert torch.equal(part.scenes.pixels, whole.scenes.pixels[3:7])
+    assert torch.equal(part.scenes.boxes, whole.scenes.boxes[3:7])
+    assert torch.equal(part.present, whole.present[3:7])
+    assert torch.equal(part.absent, whole.absent[3:7])
+    assert len(triplets[:100].present) == 12
+
+
+def test_a_constant_that_is_huge_always_answers_the_goal(toy, labelled):
+    trials = make_trials("side", *labelled, 6, 20, 0)
+    last = run_unsteered(toy, trials.scenes.pixels).last
+    hits = constant_hits(last, last, trials, (-1e6, 0.0, 1e6))
+    assert [rate.tolist()[0][::2] for rate in hits.rates()] == [[0.0, pytest.approx(1.0)]] * 2
+    assert torch.equal(hits.present[:, 1] > 0, top1(last, trials.present))
 
 
 def test_too_few_classes_raise_instead_of_searching_for_ever(labelled):
@@ -101,7 +143,7 @@ def test_hits_count_the_goal_at_each_strength(toy, labelled):
 
 def test_the_control_wins_when_its_constant_closes_the_gap():
     output = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 5.0]])
-    scenes = compose("single", torch.rand(2, 1, 3, 8, 8), torch.tensor([[1], [2]]), torch.Generator())
+    scenes = compose("single", torch.rand(2, 1, 3, 8, 8), torch.tensor([[1], [2]]))
     trials = Trials(scenes, torch.tensor([1, 2]), torch.tensor([2, 0]))
     hits = constant_hits(output, output, trials, (0.0, 2.5, 4.0, 6.0))
     assert hits.present.tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]

@@ -1,0 +1,188 @@
+"""Where steering acts and what carries it: the pointing game, each connection taken away, and the size of its changes.
+
+The pointing game (Zhang et al., IJCV 2018) asks whether the peak of a map lies in the named object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm import tqdm
+
+from lrm_core.model import LRM
+from steering.evaluate.statistics import CONSTANTS, auroc, mean_interval, rate_at, resampling
+from steering.evidence import support
+from steering.heatmap import class_activation_map, steering_heatmap
+from steering.steerer import Steerer
+from steering.trials import Trials, Triplets, build, class_goals, constant_hits, run_steered, run_unsteered
+
+PLACES = ("side", "cutmix", "inset", "grid")  # kinds whose objects lie somewhere
+
+
+def named_boxes(trials: Trials) -> Float[Tensor, "b 4"]:
+    """Left, top, right, bottom in 0–1 of the object that the present goal names."""
+    which = (trials.scenes.labels == trials.present[:, None]).float().argmax(1)
+    return trials.scenes.boxes[torch.arange(len(which)), which]
+
+
+def peak_in_box(maps: Float[Tensor, "b h w"], boxes: Float[Tensor, "b 4"]) -> Bool[Tensor, " b"]:
+    """Whether the centre of a map's largest cell lies in the box; a map without heat has no peak."""
+    rows, columns = maps.shape[1:]
+    best = maps.flatten(1).argmax(1).cpu()
+    y, x = (best // columns + 0.5) / rows, (best % columns + 0.5) / columns
+    left, top, right, bottom = boxes.unbind(1)
+    return (x > left) & (x < right) & (y > top) & (y < bottom) & (maps.flatten(1).amax(1).cpu() > 0)
+
+
+def measure(
+    steerer: Steerer,
+    triplets: Sequence[Triplets],
+    pixels: Float[Tensor, "n 3 s s"],
+    labels: Tensor,
+    *,
+    scenes: int = 500,
+    ablation_scenes: int = 300,
+) -> dict[str, Any]:
+    """Pointing, ablations and changes, for the JSON. scenes, ablation_scenes: of each kind."""
+    goals = class_goals(steerer)
+    placed = [group for group in triplets if group.kind in PLACES]
+    return {
+        "pointing": {
+            g.kind: pointing(steerer, build(g[:scenes], pixels, labels), goals)
+            for g in tqdm(placed, "where", disable=None)
+        },
+        "ablation": ablation(
+            steerer, [build(g[:ablation_scenes], pixels, labels) for g in triplets if g.kind != "single"], goals
+        ),
+        "changes": {g.kind: changes(steerer, build(g[:ablation_scenes], pixels, labels), goals) for g in placed},
+    }
+
+
+def pointing(steerer: Steerer, trials: Trials, goals: Float[Tensor, "m m"]) -> dict[str, Any]:
+    """How often the heatmap's peak, and that of the unsteered class-activation map, lies in the named object.
+
+    `area` is the object's mean share of the canvas: what a peak at random would reach. By thirds of the object's side
+    where sizes differ.
+    """
+    boxes = named_boxes(trials)
+    weights = resampling(len(boxes))
+    unsteered = run_unsteered(steerer, trials.scenes.pixels)
+    steered, plain = [], []
+    start = 0
+    for glance in unsteered.glances:
+        table = goals[trials.present[start : start + len(glance.output)]]
+        start += len(glance.output)
+        steer, passes = steerer.steering(table)
+        state = glance.state
+        with torch.no_grad():
+            for _ in range(passes - 2):
+                _, state = steerer.model.step(glance.stem, state, [steer])
+        steered.append(steering_heatmap(steerer.model, glance.stem, state, steer, table)[1].cpu())
+        plain.append(class_activation_map(steerer.model, glance.stem, table).cpu())
+    hit, base = (peak_in_box(torch.cat(maps), boxes).float() for maps in (steered, plain))
+    sides = (boxes[:, 2] - boxes[:, 0]).sqrt() * (boxes[:, 3] - boxes[:, 1]).sqrt()
+    entry: dict[str, Any] = {
+        "scenes": len(hit),
+        "area": float((sides**2).mean()),
+        "steered": float(hit.mean()),
+        "steered_interval": mean_interval(hit, weights),
+        "unsteered_cam": float(base.mean()),
+        "unsteered_cam_interval": mean_interval(base, weights),
+        "difference_interval": mean_interval(hit - base, weights),
+    }
+    if trials.scenes.kind == "inset":
+        third = sides.argsort().argsort() * 3 // len(sides)
+        entry["by_size"] = [
+            {
+                "side": [float(sides[third == i].min()), float(sides[third == i].max())],
+                "steered": float(hit[third == i].mean()),
+                "unsteered_cam": float(base[third == i].mean()),
+            }
+            for i in range(3)
+        ]
+    return entry
+
+
+def without(model: LRM, index: int) -> LRM:
+    """The same network lacking one connection; parameters are shared."""
+    kept = [connection for i, connection in enumerate(model.connections) if i != index]
+    training = model.training
+    fewer = LRM(model.backbone, kept, model.image_size, rule=model.rule)
+    fewer.paths = torch.nn.ModuleDict({c.key: model.paths[c.key] for c in kept})
+    return fewer.train(training)
+
+
+def ablation(steerer: Steerer, trials: Sequence[Trials], goals: Float[Tensor, "m m"]) -> dict[str, Any]:
+    """Each connection taken away: J, present top-1 at 5 % absent, AUROC of the support; means over the kinds.
+
+    A network whose last path out of the classifier is taken away cannot be steered; it is left out.
+    """
+    seen = {id(t): run_unsteered(steerer, t.scenes.pixels) for t in trials}
+    entries = {"none": _summary(steerer, trials, goals, seen)}
+    model = steerer.model
+    for index, connection in enumerate(tqdm(model.connections, desc="ablations", disable=None)):
+        if sum(c.source == steerer.output for c in model.connections) == 1 and connection.source == steerer.output:
+            continue
+        fewer = steerer.with_model(without(model, index))
+        entries[f"{connection.source} → {connection.destination}"] = _summary(fewer, trials, goals, None)
+    return {"scenes": len(trials[0].present), "without": entries}
+
+
+def _summary(steerer: Steerer, trials: Sequence[Trials], goals: Tensor, seen: dict[int, Any] | None) -> dict[str, Any]:
+    rows: dict[str, list[float]] = {"J": [], "present_at_5%": [], "auroc_support": []}
+    for trial in trials:
+        unsteered = run_unsteered(steerer, trial.scenes.pixels) if seen is None else seen[id(trial)]
+        there, not_there = (run_steered(steerer, unsteered, goals[c]) for c in (trial.present, trial.absent))
+        hits = constant_hits(there, not_there, trial, CONSTANTS)
+        present, absent = constant_hits(there, not_there, trial, (0.0,)).rates()
+        scores = [support(there, goals[trial.present]), support(not_there, goals[trial.absent])]
+        outcome = torch.cat([torch.full((len(s),), i) for i, s in ((1, scores[0]), (0, scores[1]))])
+        rows["J"].append(float(present - absent))
+        rows["present_at_5%"].append(float(rate_at(*hits.rates(), 0.05)))
+        rows["auroc_support"].append(auroc(torch.cat(scores).cpu(), outcome))
+    return {name: sum(values) / len(values) for name, values in rows.items()}
+
+
+@torch.no_grad()
+def changes(steerer: Steerer, trials: Trials, goals: Float[Tensor, "m m"]) -> dict[str, Any]:
+    """Size of what feedback adds in the last steered pass, in units of the destination, and where it lies.
+
+    `relative`: mean |x · Σ f| over mean |x|, for a goal that is there. `inside`: its mean within the named object's box
+    over its mean elsewhere, for maps; 1 is no preference.
+    """
+    boxes = named_boxes(trials)
+    sizes: dict[str, list[Tensor]] = {}
+    inside: dict[str, list[Tensor]] = {}
+    start = 0
+    for glance in run_unsteered(steerer, trials.scenes.pixels).glances:
+        rows = slice(start, start + len(glance.output))
+        start = rows.stop
+        steer, passes = steerer.steering(goals[trials.present[rows]])
+        state = glance.state
+        for _ in range(passes - 2):
+            _, state = steerer.model.step(glance.stem, state, [steer])
+        destinations = list(dict.fromkeys(c.destination for c in steerer.model.connections))
+        _, after, change = steerer.model.inspect(glance.stem, state, [steer], destinations)
+        for name, value in change.items():
+            before = after[name] - value
+            sizes.setdefault(name, []).append(value.abs().flatten(1).mean(1) / before.abs().flatten(1).mean(1))
+            if value.ndim == 4:
+                inside.setdefault(name, []).append(_inside(value.abs().mean(1), boxes[rows]))
+    return {
+        name: {"relative": float(torch.cat(found).mean())}
+        | ({"inside": float(torch.cat(inside[name]).median())} if name in inside else {})
+        for name, found in sizes.items()
+    }
+
+
+def _inside(maps: Float[Tensor, "b h w"], boxes: Float[Tensor, "b 4"]) -> Float[Tensor, " b"]:
+    height, width = maps.shape[1:]
+    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    left, top, right, bottom = (side[:, None, None] for side in boxes.unbind(1))
+    mask = ((x > left) & (x < right) & (y[:, None] > top) & (y[:, None] < bottom)).to(maps)
+    means = [(maps * m).sum((1, 2)) / m.sum((1, 2)).clamp(min=1) for m in (mask, 1 - mask)]
+    return means[0] / means[1].clamp(min=1e-12)
