@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 INK, MUTED, FAINT = "#1c1c1e", "#6e6e73", "#e5e5ea"
 BEFORE, AFTER = "#b4bac4", "#d1495b"
 VERDICT = {"present": "#1f7a4d", "absent": "#a33a3a", "unsure": "#8a6a12"}
+WHERE = {"present": "where steering found it", "absent": "not found", "unsure": "where it may be"}
 DPI = 150
 MARGIN, GAP, HEAD, CAPTION = 0.35, 0.25, 0.95, 0.28  # inches, as all lengths below
 LABELS, BARS, ROW = 2.4, 2.6, 0.46
@@ -54,7 +55,8 @@ def draw(look: "Look", top: int = 5) -> Figure:
     second = (MARGIN, upper + CAPTION + height + GAP) if stacked else (MARGIN + width + GAP, upper)
     _head(axes(MARGIN, MARGIN, full_width - 2 * MARGIN, HEAD), look, full_width - 2 * MARGIN)
     _image(axes(MARGIN, upper + CAPTION, width, height), np.asarray(photo), "the photo")
-    _image(axes(second[0], second[1] + CAPTION, width, height), _overlay(look, photo), "where steering found it")
+    where = WHERE[look.verdict or "present"]
+    _image(axes(second[0], second[1] + CAPTION, width, height), _overlay(look, photo), where)
     left = MARGIN + panels_wide + GAP + LABELS
     _bars(axes(left, upper + CAPTION, BARS, ROW * len(rows)), rows, look)
     return figure
@@ -82,11 +84,11 @@ class _QuietFigure(Figure):
 
 
 def _rows(look: "Look", top: int) -> list[tuple[str, float, float]]:
-    """(name, before, after) of the `top` classes after steering, and of those that were among them before."""
+    """(name, before, after) of the `top` classes after steering, those that were among them before, and the goal's."""
     everything = len(look.class_names)
     before, after = dict(look.ranking("before", everything)), dict(look.ranking("after", everything))
-    names = list(after)[:top] + [name for name in list(before)[:top] if name not in list(after)[:top]]
-    return [(name, before[name], after[name]) for name in names]
+    wanted = dict.fromkeys([*list(after)[:top], *list(before)[:top], look.ranking("goal", 1)[0][0]])
+    return [(name, before[name], after[name]) for name in wanted]
 
 
 def _head(ax: Axes, look: "Look", inches: float) -> None:
@@ -118,12 +120,13 @@ def _image(ax: Axes, pixels: np.ndarray, caption: str) -> None:
 
 
 def _overlay(look: "Look", photo: Image.Image) -> np.ndarray:
-    """(h, w, 3) in 0–1: the photo in dimmed grey, coloured as strongly as steering acted."""
+    """(h, w, 3) in 0–1: the photo in dimmed grey, coloured where steering acted, as strongly as it is believed."""
     low = look.heatmap.detach().float().cpu().clamp(0, 1).numpy()
     heat = np.asarray(Image.fromarray(low).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)  # (h, w)
     grey = 0.15 + 0.6 * np.asarray(photo.convert("L"), dtype=np.float32)[..., None] / 255
     colour = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3]
-    alpha = 0.85 * heat[..., None] ** 0.8
+    belief = 1.0 if look.verdict in (None, "present") or look.probability is None else look.probability
+    alpha = 0.85 * belief * heat[..., None] ** 0.8
     return grey * (1 - alpha) + colour * alpha
 
 

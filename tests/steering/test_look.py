@@ -142,6 +142,28 @@ def test_heatmap_colours_the_photo_where_it_is_hot() -> None:
     assert saturation[:, -150:].max() < 0.02
 
 
+def test_what_is_not_believed_is_drawn_faintly_and_not_called_found() -> None:
+    saturations = {}
+    for verdict, probability, caption in (
+        ("present", 0.93, "where steering found it"),
+        ("unsure", 0.5, "where it may be"),
+        ("absent", 0.05, "not found"),
+        (None, None, "where steering found it"),
+    ):
+        look = make(verdict=verdict, probability=probability)
+        assert caption in texts(look)
+        overlay = [ax.images[0].get_array() for ax in look.plot().axes if ax.images][1]
+        saturations[verdict] = float(np.ptp(np.asarray(overlay), axis=2).mean())
+    assert saturations["absent"] < 0.3 * saturations["unsure"] < 0.3 * saturations["present"]
+    assert saturations[None] == saturations["present"]
+
+
+def test_what_was_looked_for_is_drawn_however_low_it_ranks() -> None:
+    goal = torch.tensor([0.0, 0.0, 9.0, 0.0, 0.0])
+    shown = texts(make(goal=goal, after=torch.tensor([4.0, 2.0, -9.0, 0.5, -1.0])), top=1)
+    assert CLASS_NAMES[2] in shown
+
+
 def test_plot_leaves_pyplot_alone() -> None:
     import matplotlib.pyplot as plt
 
