@@ -292,11 +292,24 @@ class Steerer:
         passes: int | None = None,
     ) -> Float[Tensor, "b m"]:
         """Outputs of the last steered pass, one goal for each image of the glance."""
+        state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
+        return self.model.step(glance.stem, state, [steer])[0]
+
+    @torch.no_grad()
+    def before_last(
+        self,
+        glance: Glance,
+        goals: Float[Tensor, "b m"],
+        *,
+        strength: Strength | None = None,
+        passes: int | None = None,
+    ) -> tuple[State, Steer]:
+        """The state before the last steered pass and what steers it, to run or to look into that pass."""
         steer, passes = self.steering(goals, strength, passes)
-        output, state = glance.output, glance.state
-        for _ in range(passes - 1):
-            output, state = self.model.step(glance.stem, state, [steer])
-        return output
+        state = glance.state
+        for _ in range(passes - 2):
+            _, state = self.model.step(glance.stem, state, [steer])
+        return state, steer
 
     def steering(
         self, goals: Float[Tensor, "b m"], strength: Strength | None = None, passes: int | None = None
@@ -351,16 +364,12 @@ class Steerer:
                 width, got = len(self.class_names), tuple(goal.vector.shape)
                 raise ValueError(f"goal {goal.name!r}: expected shape ({width},) for {self.card['name']}, got {got}")
         goals = torch.stack([goal.vector.to(self.device) for goal in understood])
-        steer, passes = self.steering(goals, strength, passes)
         picture = open_image(image)
-        glance = self.glance(self.pixels(picture))
-        count = len(queries)
-        stem, state = glance.stem.expand(count), glance.state.expand(count)
-        with torch.no_grad():
-            for _ in range(passes - 2):
-                _, state = self.model.step(stem, state, [steer])
-        after, heatmaps = steering_heatmap(self.model, stem, state, steer, goals)
-        before = glance.output.expand(count, -1)
+        one, count = self.glance(self.pixels(picture)), len(queries)
+        before = one.output.expand(count, -1)
+        glance = Glance(stem=one.stem.expand(count), output=before, state=one.state.expand(count))
+        state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
+        after, heatmaps = steering_heatmap(self.model, glance.stem, state, steer, goals)
         values = features(before, after, goals, goals.new_tensor([goal.familiarity for goal in understood]))
         evidence = (support(after, goals) - support(before, goals)).tolist()
         judged = [self._judge(goal, row) for goal, row in zip(understood, values, strict=True)]

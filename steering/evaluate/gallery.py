@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from lrm_core import Steer
 from lrm_core.scenes import KINDS
 from prior.captions import with_article
 from steering.evaluate.where import peak_in_box
@@ -163,10 +162,7 @@ def _look(
     outputs, heatmaps = [], []
     parts = goals.split([len(glance.output) for glance in unsteered.glances])
     for glance, part in zip(unsteered.glances, parts, strict=True):
-        steer, state = Steer(steerer.output, part, steerer.defaults.strength), glance.state
-        with torch.no_grad():
-            for _ in range(steerer.defaults.passes - 2):
-                _, state = steerer.model.step(glance.stem, state, [steer])
+        state, steer = steerer.before_last(glance, part)
         output, heatmap = steering_heatmap(steerer.model, glance.stem, state, steer, part)
         outputs.append(output)
         heatmaps.append(heatmap)

@@ -76,11 +76,7 @@ def pointing(steerer: Steerer, trials: Trials, goals: Float[Tensor, "m m"]) -> d
     for glance in unsteered.glances:
         table = goals[trials.present[start : start + len(glance.output)]]
         start += len(glance.output)
-        steer, passes = steerer.steering(table)
-        state = glance.state
-        with torch.no_grad():
-            for _ in range(passes - 2):
-                _, state = steerer.model.step(glance.stem, state, [steer])
+        state, steer = steerer.before_last(glance, table)
         steered.append(steering_heatmap(steerer.model, glance.stem, state, steer, table)[1].cpu())
         plain.append(class_activation_map(steerer.model, glance.stem, table).cpu())
     hit, base = (peak_in_box(torch.cat(maps), boxes).float() for maps in (steered, plain))
@@ -161,10 +157,7 @@ def changes(steerer: Steerer, trials: Trials, goals: Float[Tensor, "m m"]) -> di
     for glance in run_unsteered(steerer, trials.scenes.pixels).glances:
         rows = slice(start, start + len(glance.output))
         start = rows.stop
-        steer, passes = steerer.steering(goals[trials.present[rows]])
-        state = glance.state
-        for _ in range(passes - 2):
-            _, state = steerer.model.step(glance.stem, state, [steer])
+        state, steer = steerer.before_last(glance, goals[trials.present[rows]])
         destinations = list(dict.fromkeys(c.destination for c in steerer.model.connections))
         _, after, change = steerer.model.inspect(glance.stem, state, [steer], destinations)
         for name, value in change.items():
