@@ -113,15 +113,20 @@ def class_goals(steerer: Steerer, seed: int = 0) -> Float[Tensor, "m m"]:
     return steerer.goals([with_article(name) for name in steerer.class_names], seed=seed)
 
 
+def fit(pixels: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 size size"]:
+    """Images brought to the side that a network takes; those that have it stay as they are."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+
+
 @torch.no_grad()
 def run_unsteered(steerer: Steerer, pixels: Float[Tensor, "b 3 s s"], batch: int = 250) -> Unsteered:
     """All passes without a goal, over pixels in 0–1."""
     size = steerer.preprocessing.size
     glances, last = [], []
     for part in pixels.split(batch):
-        if part.shape[-1] != size:
-            part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
-        glance = steerer.glance(steerer.preprocessing.normalise(part.to(steerer.device)))
+        glance = steerer.glance(steerer.preprocessing.normalise(fit(part, size).to(steerer.device)))
         output, state = glance.output, glance.state
         for _ in range(steerer.defaults.passes - 1):
             output, state = steerer.model.step(glance.stem, state)

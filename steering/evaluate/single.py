@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -17,7 +16,7 @@ from lrm_base.data import Split
 from prior.captions import with_article
 from steering.evaluate.statistics import mean_interval, resampling
 from steering.steerer import Steerer
-from steering.trials import class_goals, top1
+from steering.trials import class_goals, fit, top1
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def measure_single(steerer: Steerer, pixels: Float[Tensor, "n 3 s s"], labels: T
     goals = class_goals(steerer)
     hits: list[Tensor] = []
     for part, answer in zip(pixels.split(250), labels.split(250), strict=True):
-        part = _fit(part.to(steerer.device), steerer.preprocessing.size)
+        part = fit(part.to(steerer.device), steerer.preprocessing.size)
         glance = steerer.glance(steerer.preprocessing.normalise(part))
         outputs, state = [glance.output], glance.state
         for _ in range(steerer.defaults.passes - 1):
@@ -48,12 +47,6 @@ def measure_single(steerer: Steerer, pixels: Float[Tensor, "n 3 s s"], labels: T
         "last_pass": passes[-1],
         "own_words": float(correct[-1].mean()),
     }
-
-
-def _fit(pixels: Tensor, size: int) -> Tensor:
-    if pixels.shape[-1] == size:
-        return pixels
-    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
 
 
 def measure_words(steerer: Steerer, path: str | Path | None = None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ another model, other images, another seed or size are never mixed.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrm_base.card import sha256_of
+from lrm_base.card import sha256_of, write_atomically
 from steering.steerer import Steerer, find_model
 
 if TYPE_CHECKING:
@@ -273,13 +272,11 @@ def _stored(path: str | None, header: dict[str, Any], opponents: dict[str, Any])
         raise ValueError(f"{path} holds results that were measured otherwise ({told}): remove it, or give another file")
     same = all(before.get(key) == value for key, value in opponents.items())
     if not same and before.keys() & set(OPPOSED):
-        print(f"{path}: the controls changed: {', '.join(OPPOSED)} are measured anew", file=sys.stderr)
+        print(f"{path}: the controls changed: {', '.join(OPPOSED)} there no longer count", file=sys.stderr)
     return {key: before[key] for key in (*HEADER, *PARTS) if key in before and (same or key not in OPPOSED)}
 
 
 def _keep(path: str, results: dict[str, Any]) -> None:
     """Write the results whole or not at all, header first and parts in their order."""
     ordered = {key: results[key] for key in (*HEADER, *PARTS) if key in results}
-    draft = Path(f"{path}.part")
-    draft.write_text(json.dumps(ordered, indent=1) + "\n")
-    os.replace(draft, path)
+    write_atomically(Path(path), (json.dumps(ordered, indent=1) + "\n").encode())
