@@ -33,7 +33,10 @@ examples:
   steer --query "a dog" --prior class-names photo.jpg              a prior that needs no training
   steer --query "a dog" --model alexnet_lrm3 photo.jpg             a published ImageNet model and its prior
   steer --list-classes
-  steer evaluate --help
+  steer --query "a dog - grass" --query "2:a dog + a cat" photo.jpg    terms; image:FILE is one, too
+  steer index --help                             index folders, then
+  steer search "a dog"                           search them by looking
+  steer evaluate --help                          measure it
 
 exit codes: 0 done, 1 some images failed, 2 usage
 """
@@ -50,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from steering.evaluate import main as evaluate
 
             return evaluate(arguments[1:]) or 0
+        if arguments[:1] in (["index"], ["search"]):
+            from steering.search import command
+
+            return getattr(command, arguments[0])(arguments[1:])
         return _run(arguments)
     except KeyboardInterrupt:
         print("steer: interrupted", file=sys.stderr)

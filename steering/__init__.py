@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steering.errors import ImageError, QueryError
+    from steering.errors import GalleryError, ImageError, QueryError
     from steering.look import Look
+    from steering.search.gallery import Gallery, Hit
     from steering.steerer import Steerer
 
-__all__ = ["ImageError", "Look", "QueryError", "Steerer"]
+__all__ = ["Gallery", "GalleryError", "Hit", "ImageError", "Look", "QueryError", "Steerer"]
 
-_HOMES = {"ImageError": "errors", "QueryError": "errors", "Look": "look", "Steerer": "steerer"}
+_HOMES = {
+    **dict.fromkeys(("GalleryError", "ImageError", "QueryError"), "errors"),
+    **dict.fromkeys(("Gallery", "Hit"), "search.gallery"),
+    "Look": "look",
+    "Steerer": "steerer",
+}
 
 
 def __getattr__(name: str) -> Any:

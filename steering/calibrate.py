@@ -200,8 +200,9 @@ def verdict_examples(steerer: Steerer, trials: Sequence[Trials], make: MakeGoals
         for is_present, classes in ((True, trial.present), (False, trial.absent)):
             goals, familiarity = make(trial, classes, is_present)
             after = run_steered(steerer, unsteered, goals)
-            rows.append(features(unsteered.first, after, goals, familiarity).cpu())
-            without.append(features(unsteered.first, unsteered.first, goals, familiarity).cpu())
+            rows.append(features(unsteered.first, after, unsteered.places, goals, familiarity).cpu())
+            first, places = unsteered.first, unsteered.places
+            without.append(features(first, first, places, goals, familiarity).cpu())
             answers.append(torch.full((len(classes),), float(is_present)))
     return torch.cat(rows), torch.cat(without), torch.cat(answers)
 

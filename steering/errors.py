@@ -1,4 +1,4 @@
-"""What a user can get wrong in a look: the image or the query. Both are `ValueError`s whose text is one clear line."""
+"""What a user can get wrong: the image, the query, the gallery. All are `ValueError`s whose text is one clear line."""
 
 import os
 
@@ -9,6 +9,10 @@ class ImageError(ValueError):
 
 class QueryError(ValueError):
     """A query that cannot be understood: empty, or longer than the text encoder reads."""
+
+
+class GalleryError(ValueError):
+    """A gallery that is not there, was made with another network, is damaged, or was asked something ill-formed."""
 
 
 def printable(name: str | bytes | os.PathLike) -> str:

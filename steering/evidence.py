@@ -6,8 +6,8 @@ minus that of the unsteered one.
 
 Unusual: the verdict does not read the steered output alone. A logistic regression, fitted on composites of training
 images that the backbone has not seen, weighs support and strength of the goal before and after, how torn the network
-is, how many classes the goal covers, and how near the words lie to any that the backbone knows. It is fitted anew for
-every way of making goals. Looking for is not seeing: the calibration is what says "absent".
+is, what single places say, how many classes the goal covers, and how near the words lie to any that the backbone knows.
+It is fitted anew for every way of making goals. Looking for is not seeing: the calibration is what says "absent".
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FEATURES = (
     "logit after",
     "entropy before",
     "entropy after",
+    "support by places",
     "log classes covered",
     "familiarity",
 )
@@ -56,16 +57,22 @@ def support(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> Float
 def features(
     before: Float[Tensor, "*b m"],
     after: Float[Tensor, "*b m"],
+    places: Float[Tensor, "*b m"],
     goal: Float[Tensor, "*b m"],
     familiarity: Float[Tensor, " *b"],
 ) -> Float[Tensor, "*b f"]:
-    """What the verdict is made of, see `FEATURES`. `familiarity`: cosine of the query and the nearest known words."""
+    """What the verdict is made of, see `FEATURES`.
+
+    before, after, goal: logits. places: probabilities, see `lrm_core.places.class_evidence`. familiarity: cosine of the
+    query and the nearest known words.
+    """
     weights = goal_weights(goal)
     covered = weights.sum(-1)
     logits = [(output.float() * weights).sum(-1) / covered for output in (before, after)]  # of what the goal stands for
     supports = [support(output, goal) for output in (before, after)]
     entropies = [torch.distributions.Categorical(logits=output.float()).entropy() for output in (before, after)]
-    return torch.stack([*supports, *logits, *entropies, covered.log(), familiarity.float()], -1)
+    placed = support(places.float().clamp(min=TINY).log(), goal)
+    return torch.stack([*supports, *logits, *entropies, placed, covered.log(), familiarity.float()], -1)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ class Goal:
     Attributes:
         name: what the user wrote: words, a class, a file.
         vector: (M,) logits of the backbone.
-        source: `diffusion`, `class-names` or `published` for words, by the prior; `prototype`; `image`.
+        source: `diffusion`, `class-names` or `published` for words, by the prior; `prototype`; `image`; `algebra`.
         familiarity: cosine of the words with the nearest that the backbone knows; 1 where there are no words.
+        terms: what the goal was combined of, with weights; those below zero should not be there. Empty if it is one.
     """
 
     name: str
     vector: Tensor
     source: str
     familiarity: float = 1.0
+    terms: tuple[tuple[float, Goal], ...] = ()

@@ -4,12 +4,14 @@ Unusual about it: only formats of photographs are opened (EPS would start Ghosts
 before any is decoded, and Pillow's warnings never reach the user. Colour profiles are not applied.
 """
 
+import contextlib
 import glob
 import importlib.util
 import os
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from steering.errors import ImageError, printable
 
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 1_000_000_000  # of a file: eight of every pixel, and more
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
@@ -33,12 +36,12 @@ def sample_names() -> tuple[str, ...]:
     return tuple(SAMPLE_PREFIX + name for name in (*SAMPLES, f"{first}+{second}", f"{first}|{second}"))
 
 
-def open_image(source: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
+def open_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray) -> Image.Image:
     """One upright RGB image, 8 bits a channel, at its full size; a new object, whatever is given.
 
     source: a file's name; a sample (`sample:cat`, `sample:cat+coffee` is a 50/50 blend, `sample:cat|coffee` side by
-        side); a PIL image; or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16, bool, or of floats
-        from 0 to 1.
+        side); the bytes of a file; a PIL image; or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16,
+        bool, or of floats from 0 to 1.
 
     EXIF rotation is applied; 16 bits are scaled to 8 over their full range; transparency is put on white; of an
     animation the first frame is taken. The last two are said in `.info["note"]`.
@@ -53,10 +56,20 @@ def open_image(source: str | os.PathLike | Image.Image | np.ndarray) -> Image.Im
             return _upright_rgb(source, label)
         except OSError as error:  # opened elsewhere, and decoded only here
             raise ImageError(f"{label}: {_one_line(error)}") from None
+    if isinstance(source, bytes):
+        return _decode(source, "image")
     name = os.fsdecode(source)
     if name.startswith(SAMPLE_PREFIX):
         return _sample(name)
     return _open_file(name)
+
+
+def read_file(name: str | os.PathLike) -> bytes:
+    """The bytes of an image file, for `open_image`. Raises ImageError: missing, no file, empty, too large."""
+    label = printable(name)
+    with _one_line_errors(label):
+        _check_file(os.fsdecode(name), label)
+        return Path(name).read_bytes()
 
 
 def expand(patterns: Iterable[str | os.PathLike]) -> list[str]:
@@ -98,22 +111,41 @@ def _images_below(folder: str) -> list[str]:
 
 def _open_file(name: str) -> Image.Image:
     label = printable(name)
+    with _one_line_errors(label):
+        _check_file(name, label)
+        return _decode(name, label)
+
+
+def _decode(source: str | bytes, label: str) -> Image.Image:
+    """A file, or the bytes of one."""
+    with _one_line_errors(label), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or harmless
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            return _upright_rgb(image, label)
+
+
+def _check_file(name: str, label: str) -> None:
     if "://" in name:
         raise ImageError(f"{label}: addresses are not fetched; download the image and name the file")
+    status = os.stat(name)
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{label}: is a folder, not an image")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{label}: is not a regular file")
+    if status.st_size == 0:
+        raise ImageError(f"{label}: is empty (0 bytes)")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(f"{label}: {status.st_size / 1e9:.1f} GB, more than the {MAX_BYTES / 1e9:.1f} that are read")
+
+
+@contextlib.contextmanager
+def _one_line_errors(label: str) -> Iterator[None]:
     try:
-        status = os.stat(name)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{label}: is a folder, not an image")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{label}: is not a regular file")
-        if status.st_size == 0:
-            raise ImageError(f"{label}: is empty (0 bytes)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or harmless
-            with Image.open(name, formats=FORMATS) as image:
-                return _upright_rgb(image, label)
+        yield
     except ImageError:
         raise
+    except MemoryError:
+        raise ImageError(f"{label}: needs more memory than there is") from None
     except FileNotFoundError:
         raise ImageError(f"{label}: no such file") from None
     except PermissionError:

@@ -44,7 +44,7 @@ def draw(look: "Look", top: int = 5) -> Figure:
     panels_wide = width if stacked else 2 * width + GAP
     full_width = MARGIN + panels_wide + GAP + LABELS + BARS + MARGIN
     full_height = MARGIN + HEAD + body + MARGIN
-    figure = _QuietFigure(figsize=(full_width, full_height), dpi=DPI, facecolor="white")
+    figure = QuietFigure(figsize=(full_width, full_height), dpi=DPI, facecolor="white")
 
     def axes(left: float, top_edge: float, wide: float, high: float) -> Axes:
         """Axes by their left upper corner, from the figure's, in inches."""
@@ -56,7 +56,7 @@ def draw(look: "Look", top: int = 5) -> Figure:
     _head(axes(MARGIN, MARGIN, full_width - 2 * MARGIN, HEAD), look, full_width - 2 * MARGIN)
     _image(axes(MARGIN, upper + CAPTION, width, height), np.asarray(photo), "the photo")
     where = WHERE[look.verdict or "present"]
-    _image(axes(second[0], second[1] + CAPTION, width, height), _overlay(look, photo), where)
+    _image(axes(second[0], second[1] + CAPTION, width, height), overlay(look, photo), where)
     left = MARGIN + panels_wide + GAP + LABELS
     _bars(axes(left, upper + CAPTION, BARS, ROW * len(rows)), rows, look)
     return figure
@@ -74,7 +74,7 @@ def _drawable(picture: Image.Image) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS)
 
 
-class _QuietFigure(Figure):
+class QuietFigure(Figure):
     """Says nothing when a query has letters that the font lacks: they are drawn as boxes."""
 
     def savefig(self, *args: Any, **options: Any) -> None:
@@ -119,7 +119,7 @@ def _image(ax: Axes, pixels: np.ndarray, caption: str) -> None:
     )
 
 
-def _overlay(look: "Look", photo: Image.Image) -> np.ndarray:
+def overlay(look: "Look", photo: Image.Image) -> np.ndarray:
     """(h, w, 3) in 0–1: the photo in dimmed grey, coloured where steering acted, as strongly as it is believed."""
     low = look.heatmap.detach().float().cpu().clamp(0, 1).numpy()
     heat = np.asarray(Image.fromarray(low).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)  # (h, w)

@@ -22,6 +22,7 @@ from torch import Tensor
 from lrm_core import LRM, State, Steer, Stem
 from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
+from lrm_core.places import class_evidence
 from steering.errors import QueryError, printable
 from steering.evidence import Answer, Verdict, features, load_verdicts, support
 from steering.goals import Goal
@@ -53,11 +54,35 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Glance:
-    """An image after its first, unsteered pass: all that any query needs."""
+    """An image after its first, unsteered pass: all that any query needs.
+
+    output: (b, M) logits. places: (b, M), the probability of each class by places, see `lrm_core.places`.
+    """
 
     stem: Stem
     state: State
     output: Tensor
+    places: Tensor
+
+    def expand(self, count: int) -> Glance:
+        """That of one image as a view for a batch of goals."""
+        views = (self.output.expand(count, -1), self.places.expand(count, -1))
+        return Glance(self.stem.expand(count), self.state.expand(count), *views)
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What looking for one goal gave, for each of b images.
+
+    after: (b, M), output of the last steered pass. support: (b,), of the goal after it. evidence: (b,), by how much it
+    changed, in nats. probability: (b,), calibrated, that the goal is there; None where no verdict was calibrated for
+    such goals.
+    """
+
+    after: Tensor
+    support: Tensor
+    evidence: Tensor
+    probability: Tensor | None
 
 
 def model_names() -> tuple[str, ...]:
@@ -223,12 +248,39 @@ class Steerer:
             raise QueryError(str(error)) from None
 
     def goal(self, query: str, *, seed: int = 0) -> Float[Tensor, " m"]:
-        """The goal vector of one query, in logits of the backbone."""
+        """The goal vector of one query, in logits of the backbone. Raises like `understand`."""
         return self._understand(query, seed).vector.clone()
 
+    def understand(self, query: str, *, seed: int = 0) -> Goal:
+        """Words, or arithmetic on words and images (see `steering.algebra.parse`), understood.
+
+        Raises:
+            QueryError: it is empty, too long, or not well formed. ImageError: an image among the terms cannot be read.
+        """
+        return self._understand(query, seed)
+
     def _understand_anew(self, query: str, seed: int) -> Goal:
-        familiarity = float(self.familiarity(self.embed([query]))[0])
-        return Goal(query, self.goals([query], seed=seed)[0], self.language.prior.source, familiarity)
+        from steering.algebra import is_plain, parse
+
+        terms = parse(query) if query.strip() else ()
+        if not terms or is_plain(terms):
+            return self._understand_words(query, seed)
+        understood = [self.image_goal(t.text) if t.is_image else self._understand_words(t.text, seed) for t in terms]
+        return self.combine([(term.weight, goal) for term, goal in zip(terms, understood, strict=True)], query)
+
+    def _understand_words(self, words: str, seed: int) -> Goal:
+        familiarity = float(self.familiarity(self.embed([words]))[0])
+        return Goal(words, self.goals([words], seed=seed)[0], self.language.prior.source, familiarity)
+
+    def combine(self, terms: Sequence[tuple[float, Goal]], name: str) -> Goal:
+        """One goal of several, each with a weight; below zero for what should not be there.
+
+        The vectors are combined as in `steering.algebra.combine`. Raises ValueError if no weight is positive.
+        """
+        from steering.algebra import combine
+
+        vector = combine([weight for weight, _ in terms], torch.stack([goal.vector for _, goal in terms]))
+        return Goal(name, vector, "algebra", min(goal.familiarity for _, goal in terms), tuple(terms))
 
     def prototype_goal(self, class_name: str) -> Goal:
         """A goal without words: the mean output of the last pass over training images of a class.
@@ -267,20 +319,23 @@ class Steerer:
 
     def pixels(self, picture: Image.Image) -> Float[Tensor, "1 3 s s"]:
         """A photograph as the backbone takes it: the whole frame squashed to a square, normalised."""
+        import numpy as np
         from PIL import Image
-        from torchvision.transforms.functional import pil_to_tensor
 
         size = self.preprocessing.size
-        small = picture.resize((size, size), Image.Resampling.BILINEAR)
-        pixels = pil_to_tensor(small).to(self.device).float()[None] / 255
-        return self.preprocessing.normalise(pixels)
+        return self.as_input(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))[None])
+
+    def as_input(self, pixels: np.ndarray) -> Float[Tensor, "b 3 s s"]:
+        """Images of the network's size, (b, s, s, 3) uint8, normalised."""
+        shown = torch.from_numpy(pixels.copy()).to(self.device).permute(0, 3, 1, 2)
+        return self.preprocessing.normalise(shown.float() / 255)
 
     @torch.no_grad()
     def glance(self, inputs: Float[Tensor, "b 3 s s"]) -> Glance:
         """The first, unsteered pass over normalised images; it serves every query."""
         stem = self.model.stem(inputs)
         output, state = self.model.step(stem)
-        return Glance(stem, state, output)
+        return Glance(stem, state, output, class_evidence(self.model, self.output, output, state))
 
     @torch.no_grad()
     def steer(
@@ -310,6 +365,43 @@ class Steerer:
         for _ in range(passes - 2):
             _, state = self.model.step(glance.stem, state, [steer])
         return state, steer
+
+    @torch.no_grad()
+    def seek(
+        self, glance: Glance, goal: Goal, *, strength: Strength | None = None, passes: int | None = None
+    ) -> Sought:
+        """Look for one goal in every image of a glance.
+
+        Of a goal made of terms each term is looked for by itself, too, and the probabilities are multiplied as if the
+        terms were independent: that what is wanted is there, and that what is not wanted is not.
+        """
+        count = len(glance.output)
+        goals = goal.vector.to(self.device).expand(count, -1)
+        after = self.steer(glance, goals, strength=strength, passes=passes)
+        found = support(after, goals)
+        evidence = found - support(glance.output, goals)
+        if not goal.terms:
+            verdict = self.verdicts.get(goal.source)
+            if verdict is None:
+                return Sought(after, found, evidence, None)
+            familiarity = goals.new_full((count,), goal.familiarity)
+            values = features(glance.output, after, glance.places, goals, familiarity)
+            return Sought(after, found, evidence, verdict.probability(values))
+        together: Tensor | None = goals.new_ones(count)
+        for weight, term in goal.terms:
+            alone = self.seek(glance, term, strength=strength, passes=passes).probability
+            if alone is None or together is None:
+                together = None
+            else:
+                together = together * (alone if weight > 0 else 1 - alone)
+        return Sought(after, found, evidence, together)
+
+    def answer(self, goal: Goal, probability: float | None) -> Answer | None:
+        """`present`, `absent` or `unsure` for a probability by `seek`; None without one."""
+        if probability is None:
+            return None
+        source = goal.terms[0][1].source if goal.terms else goal.source
+        return self.verdicts[source].answer(probability)
 
     def steering(
         self, goals: Float[Tensor, "b m"], strength: Strength | None = None, passes: int | None = None
@@ -366,13 +458,14 @@ class Steerer:
         goals = torch.stack([goal.vector.to(self.device) for goal in understood])
         picture = open_image(image)
         one, count = self.glance(self.pixels(picture)), len(queries)
-        before = one.output.expand(count, -1)
-        glance = Glance(stem=one.stem.expand(count), output=before, state=one.state.expand(count))
+        glance = one.expand(count)
+        before = glance.output
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
         after, heatmaps = steering_heatmap(self.model, glance.stem, state, steer, goals)
-        values = features(before, after, goals, goals.new_tensor([goal.familiarity for goal in understood]))
+        familiarity = goals.new_tensor([goal.familiarity for goal in understood])
+        values = features(before, after, glance.places, goals, familiarity)
         evidence = (support(after, goals) - support(before, goals)).tolist()
-        judged = [self._judge(goal, row) for goal, row in zip(understood, values, strict=True)]
+        judged = [self._judge(goal, row, one, strength, passes) for goal, row in zip(understood, values, strict=True)]
         seconds = (time.perf_counter() - start) / count
         return [
             Look(
@@ -394,12 +487,17 @@ class Steerer:
             for index, goal in enumerate(understood)
         ]
 
-    def _judge(self, goal: Goal, values: Float[Tensor, " f"]) -> tuple[Answer | None, float | None]:
-        verdict = self.verdicts.get(goal.source)
-        if verdict is None:
-            return None, None
-        probability = float(verdict.probability(values))
-        return verdict.answer(probability), probability
+    def _judge(
+        self, goal: Goal, values: Float[Tensor, " f"], one: Glance, strength: Strength | None, passes: int | None
+    ) -> tuple[Answer | None, float | None]:
+        """The answer and its probability, of the features of the steered pass; of terms, after looking for each."""
+        if goal.terms:
+            found = self.seek(one, goal, strength=strength, passes=passes).probability
+            probability = None if found is None else float(found[0])
+        else:
+            verdict = self.verdicts.get(goal.source)
+            probability = None if verdict is None else float(verdict.probability(values))
+        return self.answer(goal, probability), probability
 
 
 def _load_prototypes(folder: Path, card: dict[str, Any]) -> Prototypes | None:

@@ -34,10 +34,11 @@ class Trials:
 
 @dataclass(frozen=True)
 class Unsteered:
-    """The first pass over trials, and the output of the last pass without a goal."""
+    """The first pass over trials, what it says by places, and the output of the last pass without a goal."""
 
     glances: tuple[Glance, ...]
     first: Tensor
+    places: Tensor
     last: Tensor
 
 
@@ -132,7 +133,8 @@ def run_unsteered(steerer: Steerer, pixels: Float[Tensor, "b 3 s s"], batch: int
             output, state = steerer.model.step(glance.stem, state)
         glances.append(glance)
         last.append(output)
-    return Unsteered(tuple(glances), torch.cat([g.output for g in glances]), torch.cat(last))
+    first, places = (torch.cat(each) for each in zip(*((g.output, g.places) for g in glances), strict=True))
+    return Unsteered(tuple(glances), first, places, torch.cat(last))
 
 
 @torch.no_grad()

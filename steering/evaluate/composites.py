@@ -241,13 +241,14 @@ def trial_scores(
     unaided = steerer.verdicts.get(f"{steerer.language.prior.source}{UNSTEERED}")
     scores, logits, outcomes = [], [], []
     for is_present, classes, after in zip((1, 0), (trials.present, trials.absent), afters, strict=True):
-        values = features(unsteered.first, after, table[classes], goals.familiarity[classes])
+        first, places, familiarity = unsteered.first, unsteered.places, goals.familiarity[classes]
+        values = features(first, after, places, table[classes], familiarity)
         scores.append(steerer.verdict.probability(values.cpu()))
         index = classes[:, None].to(after.device)
         plain = [output.gather(1, index)[:, 0] for output in (unsteered.first, unsteered.last)]
         supports = [support(output, table[classes]) for output in (unsteered.first, after)]
         rows = torch.stack([*plain, *supports]).cpu()
-        alone = features(unsteered.first, unsteered.first, table[classes], goals.familiarity[classes]).cpu()
+        alone = features(first, first, places, table[classes], familiarity).cpu()
         logits.append(torch.cat([rows, (rows[2] if unaided is None else unaided.probability(alone))[None]]))
         outcomes.append(torch.full((len(classes),), is_present))
     return torch.cat(scores), torch.cat(logits, 1), torch.cat(outcomes)

@@ -134,7 +134,7 @@ def _items(
     scenes, classes = trials.scenes, trials.present if truth == "present" else trials.absent
     place = classes.to(goals.device)
     after, heatmaps = _look(steerer, unsteered, goals[place])
-    values = features(unsteered.first, after, goals[place], familiarity[place])
+    values = features(unsteered.first, after, unsteered.places, goals[place], familiarity[place])
     probabilities = verdict.probability(values.cpu()).tolist()
     items = []
     for index, (label, probability) in enumerate(zip(classes.tolist(), probabilities, strict=True)):

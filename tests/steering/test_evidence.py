@@ -64,12 +64,14 @@ def test_the_best_class_of_a_goal_counts_fully_and_the_others_by_their_odds():
 def test_the_features_are_what_their_names_say():
     before, after, goal = torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2, 5)
     goal[1, 3] = 80
-    values = features(before, after, goal, torch.tensor([0.25, 0.75]))
+    places = torch.rand(2, 5).softmax(1)
+    values = features(before, after, places, goal, torch.tensor([0.25, 0.75]))
     assert values.shape == (2, len(FEATURES))
     torch.testing.assert_close(values[:, 0], support(before, goal))
     torch.testing.assert_close(values[:, 1], support(after, goal))
     named = dict(zip(FEATURES, values.unbind(1), strict=True))
     torch.testing.assert_close(named["log classes covered"], torch.tensor([math.log(5), 0.0]))
+    torch.testing.assert_close(named["support by places"][1], torch.logit(places[1, 3]))  # a goal for one class
     assert named["familiarity"].tolist() == [0.25, 0.75]
     # A goal for everything reads the mean logit, a goal for one class that class's.
     torch.testing.assert_close(named["logit before"], torch.stack([before[0].mean(), before[1, 3]]))

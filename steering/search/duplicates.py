@@ -1,0 +1,65 @@
+"""Images that are there twice: by content hash, or to the eye."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from steering.search.store import Store
+
+BITS, BANDS = 3, 4  # hashes that differ in 3 bits agree in one of 4 bands
+APART = 0.06 * 255  # mean absolute difference of pixels
+
+
+def groups(store: Store, *, near: bool) -> list[list[str]]:
+    """Names of images that are the same, grouped; see `Gallery.duplicates`."""
+    names: list[str] = []
+    shas: list[str] = []
+    looks: list[int] = []
+    for batch in store.images.batches(("path", "sha256", "look")):
+        names += batch["path"].to_pylist()
+        shas += batch["sha256"].to_pylist()
+        looks += batch["look"].to_pylist()
+    parent = list(range(len(names)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[str, int] = {}
+    for index, sha in enumerate(shas):
+        parent[root(index)] = root(first.setdefault(sha, index))
+    if near:
+        for one, other in _alike(store, names, np.array(looks, np.int64).view(np.uint64)):
+            parent[root(one)] = root(other)
+    found: dict[int, list[str]] = defaultdict(list)
+    for index, name in enumerate(names):
+        found[root(index)].append(name)
+    return sorted(sorted(group) for group in found.values() if len(group) > 1)
+
+
+def _alike(store: Store, names: list[str], looks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs that look the same; of many alike, each with one of the others."""
+    for band in range(BANDS):
+        part = (looks >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        order = np.argsort(part, kind="stable")
+        edges = np.flatnonzero(np.diff(part[order])) + 1
+        for bucket in np.split(order, edges):
+            while len(bucket) > 1:
+                here, rest = bucket[0], bucket[1:]
+                close = np.bitwise_count(looks[rest] ^ looks[here]) <= BITS
+                if close.any():
+                    yield from _confirmed(store, names, int(here), rest[close].tolist())
+                bucket = rest[~close]
+
+
+def _confirmed(store: Store, names: list[str], here: int, others: list[int]) -> Iterator[tuple[int, int]]:
+    """Those whose pixels agree; all where none are stored."""
+    first, *rest = store.pixels([names[index] for index in (here, *others)])
+    for index, pixels in zip(others, rest, strict=True):
+        if first is None or pixels is None or np.abs(pixels.astype(int) - first).mean() <= APART:
+            yield here, index

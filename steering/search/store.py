@@ -1,0 +1,330 @@
+"""Where a gallery lives: Lance tables on disk or in an object store, no server.
+
+Two tables, `images.lance` and `skipped.lance`, whose key is the image's name. Every write is an upsert by that key and
+one atomic commit: a process killed at any moment leaves what was committed, a reader sees one version from begin to
+end, and two writers of the same image leave one row.
+
+Unusual: no index is ever built on the key, since upserts through such an index double rows of concurrent writers (seen
+with pylance 14). Imports no torch: a search service needs 300 MB, not a gigabyte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+os.environ.setdefault("LANCE_LOG", "error")  # its notes would stand between a user's lines
+import lance
+import pyarrow as pa
+
+from steering.errors import GalleryError
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
+
+FORMAT = 1
+INDEX_FROM = 100_000  # rows; fewer are searched exactly, in tens of milliseconds
+PROBES, REFINE = 24, 4  # partitions looked into, and how many times k candidates are compared exactly
+KEEP_VERSIONS = timedelta(hours=1)  # readers of an older version may still be at work
+KEY = {"lance-schema:unenforced-primary-key": "true"}  # without it concurrent upserts double rows
+
+
+@dataclass(frozen=True)
+class GalleryCard:
+    """What a gallery was made with; a search by another network would compare apples with pears.
+
+    classes: width M of an output. side: of the stored pixels, 0 if they were not stored.
+    """
+
+    model: str
+    backbone_sha256: str
+    classes: int
+    side: int
+    format: int = FORMAT
+
+
+def image_schema(classes: int) -> pa.Schema:
+    """The columns of `images.lance`.
+
+    output: logits of the first pass. evidence: square root of the class evidence by places, of length 1. pixels: (side,
+    side, 3) bytes, what the network saw; null if not kept. sees: likeliest class by places. look: difference hash.
+    """
+    vector = pa.list_(pa.float16(), classes)
+    return pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False, metadata=KEY),
+            pa.field("size", pa.int64()),
+            pa.field("modified", pa.timestamp("ns")),
+            pa.field("sha256", pa.string()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("sees", pa.string()),
+            pa.field("look", pa.int64()),
+            pa.field("output", vector),
+            pa.field("evidence", vector),
+            pa.field("pixels", pa.binary()),
+        ]
+    )
+
+
+SKIPPED_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False, metadata=KEY),
+        pa.field("size", pa.int64()),
+        pa.field("modified", pa.timestamp("ns")),
+        pa.field("reason", pa.string()),
+    ]
+)
+FILTERS = ("path", "size", "modified", "sha256", "width", "height", "sees")
+
+
+class Table:
+    """One Lance table: upsert, delete, read. Threads may share it; every read sees the newest version."""
+
+    def __init__(self, uri: str, options: dict[str, str] | None) -> None:
+        self.uri, self.options = uri, options
+        self._session = lance.Session(index_cache_size_bytes=256 << 20, metadata_cache_size_bytes=64 << 20)
+
+    @classmethod
+    def create(cls, uri: str, schema: pa.Schema, metadata: dict[str, str], options: dict[str, str] | None) -> None:
+        """Make an empty table unless there is one; of several processes that try at once one wins, whole."""
+        if "://" in uri and not uri.startswith("file://"):
+            made = lance.write_dataset(schema.empty_table(), uri, storage_options=options)
+            made.update_metadata({**metadata})
+            return
+        path = uri.removeprefix("file://")
+        parent = os.path.dirname(path)
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".new-") as beside:
+            made = lance.write_dataset(schema.empty_table(), os.path.join(beside, "table"))
+            made.update_metadata({**metadata})
+            try:
+                os.rename(os.path.join(beside, "table"), path)
+            except OSError:
+                if not os.path.isdir(path):
+                    raise
+
+    def now(self) -> LanceDataset:
+        """The newest version. Raises GalleryError if it cannot be opened."""
+        try:
+            return lance.dataset(self.uri, session=self._session, storage_options=self.options)
+        except (OSError, ValueError) as error:
+            raise GalleryError(f"{self.uri} cannot be opened: {_first_line(error)}") from None
+
+    def upsert(self, rows: pa.Table) -> None:
+        """Insert rows, or replace those of the same names; the last of a name counts. One commit."""
+        if not len(rows):
+            return
+        last = {name: index for index, name in enumerate(rows["path"].to_pylist())}
+        if len(last) < len(rows):  # Lance would insert both
+            rows = rows.take(sorted(last.values()))
+        merge = self.now().merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+        merge.conflict_retries(50).use_index(False).execute(rows)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete the rows of these names, those that there are. One commit."""
+        if names:
+            keys = pa.table({"path": pa.array(names, pa.string())})
+            self.now().merge_insert("path").when_matched_delete().use_index(False).execute(keys)
+
+    def batches(self, columns: Sequence[str], where: str | None = None, rows: int = 8192) -> Iterator[pa.RecordBatch]:
+        """All rows of one version, in bounded memory."""
+        scanner = self.now().scanner(
+            columns=list(columns), filter=where, batch_size=rows, batch_readahead=1, io_buffer_size=32 << 20
+        )
+        yield from scanner.to_batches()
+
+    def count(self, where: str | None = None) -> int:
+        """Number of rows, of those that a filter lets through."""
+        return self.now().count_rows(where)
+
+    def tidy(self) -> None:
+        """Join small fragments and drop versions that no reader can be at; what another writer prevents is left."""
+        try:
+            self.now().optimize.compact_files()
+            self.now().cleanup_old_versions(older_than=KEEP_VERSIONS)
+        except OSError as error:
+            if "conflict" not in str(error).lower():
+                raise
+
+
+class Store:
+    """The tables of one gallery. Open it with `Store.open`."""
+
+    def __init__(self, uri: str, card: GalleryCard, options: dict[str, str] | None) -> None:
+        self.uri, self.card = uri, card
+        self.images = Table(_join(uri, "images.lance"), options)
+        self.skipped = Table(_join(uri, "skipped.lance"), options)
+        self._indexing = threading.Lock()
+
+    @classmethod
+    def open(
+        cls, uri: str | os.PathLike, card: GalleryCard | None = None, options: dict[str, str] | None = None
+    ) -> Store:
+        """The gallery at a folder or an address (`s3://bucket/gallery`); made with `card` where there is none.
+
+        Args:
+            options: of the object store, see Lance's `storage_options`.
+
+        Raises:
+            GalleryError: there is none and no card to make it with, it is damaged, or of another format.
+        """
+        place = os.fspath(uri)
+        if "://" not in place:
+            place = os.path.abspath(place)
+        images = _join(place, "images.lance")
+        found = _metadata(images, options)
+        if found is None:
+            if card is None:
+                raise GalleryError(f"{place}: no gallery there; `steer index FOLDER --gallery {place}` makes one")
+            metadata = {"gallery": json.dumps(asdict(card))}
+            try:
+                Table.create(_join(place, "skipped.lance"), SKIPPED_SCHEMA, metadata, options)
+                Table.create(images, image_schema(card.classes), metadata, options)
+            except OSError as error:
+                raise GalleryError(f"{place}: a gallery cannot be made there: {_first_line(error)}") from None
+            found = _metadata(images, options) or {}
+        try:
+            values = json.loads(found["gallery"])
+            if values["format"] != FORMAT:
+                raise GalleryError(f"{place} has format {values['format']}; this program reads {FORMAT}: index anew")
+            kept = GalleryCard(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, GalleryError):
+                raise
+            raise GalleryError(f"{place} is not a gallery: {_first_line(error)}") from None
+        return cls(place, kept, options)
+
+    def known(self) -> Iterator[tuple[str, int, int, str | None]]:
+        """(name, size, modified in ns, SHA-256) of every image; of the skipped ones without a hash."""
+        for table, columns in (
+            (self.images, ("path", "size", "modified", "sha256")),
+            (self.skipped, ("path", "size", "modified")),
+        ):
+            for batch in table.batches(columns):
+                names, sizes = batch["path"].to_pylist(), batch["size"].to_pylist()
+                times = batch["modified"].cast(pa.int64()).to_pylist()
+                hashes = batch["sha256"].to_pylist() if len(columns) == 4 else [None] * len(names)
+                yield from zip(names, sizes, times, hashes, strict=True)
+
+    def nearest(self, query: np.ndarray, count: int, where: str | None = None, *, exact: bool = False) -> pa.Table:
+        """The images whose class evidence is nearest to a query by cosine, best first: all columns but the pixels.
+
+        Adds `score`, the cosine, and `_rowid`. From `INDEX_FROM` rows on the search is approximate unless `exact`.
+
+        Args:
+            query: (M,). where: an SQL condition on the columns, see `FILTERS`.
+
+        Raises:
+            GalleryError: the condition cannot be understood.
+        """
+        columns = [field.name for field in self.images.now().schema if field.name != "pixels"]
+        search: dict[str, Any] = {"column": "evidence", "q": query.astype(np.float32), "k": count, "metric": "cosine"}
+        if exact:
+            search["use_index"] = False
+        else:
+            search |= {"minimum_nprobes": PROBES, "refine_factor": REFINE}
+            if where is None:
+                search["maximum_nprobes"] = PROBES
+        with _condition(where):
+            found = (
+                self.images.now()
+                .scanner(
+                    columns=[*columns, "_distance"], nearest=search, filter=where, prefilter=True, with_row_id=True
+                )
+                .to_table()
+            )
+        score = 1 - found["_distance"].to_numpy()
+        return found.drop_columns(["_distance"]).append_column("score", pa.array(score, pa.float32()))
+
+    def rows(self, names: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows by name, in no order; those that there are."""
+        return [row for batch in self.named(names, columns) for row in batch.to_pylist()]
+
+    def named(self, names: Sequence[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Rows by name, in no order."""
+        for start in range(0, len(names), 512):
+            quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names[start : start + 512])
+            yield from self.images.batches(columns, f"path IN ({quoted})")
+
+    def pixels(self, names: Sequence[str]) -> list[np.ndarray | None]:
+        """(side, side, 3) uint8 of images by name, None where none are kept."""
+        side = self.card.side
+        found = {row["path"]: row["pixels"] for row in self.rows(names, ("path", "pixels"))}
+        kept = [found.get(name) for name in names]
+        return [None if p is None else np.frombuffer(p, np.uint8).reshape(side, side, 3) for p in kept]
+
+    def count(self, where: str | None = None) -> int:
+        """Number of images, of those that a condition lets through. Raises GalleryError for a bad condition."""
+        with _condition(where):
+            return self.images.count(where)
+
+    def finish(self) -> None:
+        """After writing: join fragments, drop old versions, and keep the approximate index of a large gallery."""
+        for table in (self.images, self.skipped):
+            table.tidy()
+        rows = self.images.count()
+        if rows >= INDEX_FROM:
+            try:
+                self.build_index(rows)
+            except OSError as error:
+                if "conflict" not in str(error).lower():  # another writer; the next one that finishes does it
+                    raise
+
+    def build_index(self, rows: int) -> None:
+        """Build the index (IVF with RaBitQ codes), or add to it what came since; anew when a tenth is new."""
+        data = self.images.now()
+        names = [index.name for index in data.describe_indices()]
+        if names:
+            fresh = data.stats.index_stats(names[0])["num_unindexed_rows"]
+            if fresh * 10 < rows:
+                return
+        partitions = max(round(rows**0.5), 1)
+        data.create_index("evidence", "IVF_RQ", metric="cosine", num_partitions=partitions, replace=True)
+
+
+class _condition:
+    """Turns what Lance raises on a bad filter into one line."""
+
+    def __init__(self, where: str | None) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        if self.where is not None and not self.where.strip():
+            raise GalleryError('--where: got an empty condition; expected for example "width > 500"')
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.where is None or error is None or isinstance(error, GalleryError | KeyboardInterrupt | SystemExit):
+            return
+        if isinstance(error, OSError | ValueError) or kind.__name__ == "PanicException":
+            columns = ", ".join(FILTERS)
+            raise GalleryError(f"--where {self.where!r}: {_first_line(error)} (columns: {columns})") from None
+
+
+def _metadata(uri: str, options: dict[str, str] | None) -> dict[str, str] | None:
+    """A table's own metadata; None if there is no such table."""
+    try:
+        return dict(lance.dataset(uri, storage_options=options).metadata)
+    except (ValueError, OSError) as error:
+        if "not found" in str(error).lower():
+            return None
+        raise GalleryError(f"{uri} cannot be opened: {_first_line(error)}") from None
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    for noise in ("LanceError(Schema): ", "Invalid user input: "):
+        text = text.replace(noise, "")
+    return text.split(", /")[0][:300]

@@ -1,0 +1,189 @@
+"""Search: candidates by the first pass, looked at, ranked, judged; and everything that reads a gallery."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from steering import Gallery, GalleryError, ImageError, QueryError, Steerer
+from steering.goals import Goal
+from steering.images import open_image
+from steering.search.gallery import direction
+from steering.search.odds import corrected, frequency
+
+
+@pytest.fixture
+def filled(gallery: Gallery, photos) -> Gallery:
+    gallery.add(photos(12)[0].parent, workers=0)
+    return gallery
+
+
+def test_the_first_stage_ranks_by_the_cosine_of_class_evidence_and_goal(filled: Gallery, contents):
+    hits = filled.search("a cat", top=12, rerank=0)
+    query = direction(filled.goal("a cat"))
+    expected = {
+        path: float(np.dot(row["evidence"], query) / np.linalg.norm(row["evidence"]))
+        for path, row in contents(filled).items()
+    }
+    np.testing.assert_allclose([hit.score for hit in hits], [expected[hit.path] for hit in hits], atol=1e-5)
+    np.testing.assert_allclose([hit.score for hit in hits], sorted(expected.values(), reverse=True), atol=1e-5)
+    assert [hit.rank for hit in hits] == list(range(1, 13))
+    assert not any(hit.looked_at for hit in hits)
+    assert {hit.probability for hit in hits} == {None}
+
+
+def test_the_second_stage_says_what_a_look_at_each_file_says(filled: Gallery, toy: Steerer):
+    hits = filled.search("a cat", top=12)
+    looks = {hit.path: toy.look(hit.path, "a cat") for hit in hits}
+    assert all(hit.looked_at for hit in hits)
+    for hit in hits:
+        assert hit.alone == pytest.approx(looks[hit.path].probability, abs=2e-3)
+        assert hit.evidence == pytest.approx(looks[hit.path].evidence, abs=2e-2)
+    alone = np.array([hit.alone for hit in hits])
+    assert (np.diff(alone) <= 0).all()
+    assert hits.frequency == pytest.approx(frequency(alone, 12))
+    np.testing.assert_allclose([hit.probability for hit in hits], corrected(alone, hits.frequency), rtol=1e-6)
+    for hit in hits:
+        assert hit.verdict == toy.verdicts["diffusion"].answer(hit.probability)
+    assert hits.present == [hit for hit in hits if hit.probability >= 0.8]
+
+
+def test_only_the_nearest_are_looked_at_and_the_rest_follow_in_order(filled: Gallery):
+    first = filled.search("a cat", top=12, rerank=0)
+    hits = filled.search("a cat", top=8, rerank=5)
+    assert (hits.images, hits.looked_at, len(hits)) == (12, 5, 8)
+    assert {hit.path for hit in hits[:5]} == {hit.path for hit in first[:5]}
+    assert [hit.path for hit in hits[5:]] == [hit.path for hit in first[5:8]]
+    assert [hit.looked_at for hit in hits] == [True] * 5 + [False] * 3
+
+
+def test_a_condition_narrows_the_gallery(filled: Gallery):
+    hits = filled.search("a cat", top=50, where="width >= 65 AND path LIKE '%/photos/%'")
+    assert hits.images == 7
+    assert {hit.width for hit in hits} == {65, 66, 67, 68, 69, 70, 71}
+    assert not filled.search("a cat", where="width > 1000")
+    sees = {row["sees"] for row in filled.images()}
+    assert sees <= set(filled.steerer.class_names)
+    assert all(row["width"] == 61 for row in filled.images("width = 61"))
+
+
+@pytest.mark.parametrize("where", ["widht > 3", "width > > 3", "", "width", "width > $1", "nonsense("])
+def test_a_condition_that_cannot_be_understood_is_told(filled: Gallery, where: str):
+    with pytest.raises(GalleryError, match="where"):
+        filled.search("a cat", where=where)
+
+
+def test_a_threshold_drops_hits_and_wrong_settings_are_told(filled: Gallery):
+    everything = filled.search("a cat", top=12)
+    middle = everything[5].probability
+    assert len(filled.search("a cat", top=12, threshold=middle)) == sum(h.probability >= middle for h in everything)
+    assert not filled.search("a cat", threshold=1.0, rerank=0)
+    for wrong in ({"top": 0}, {"rerank": -1}, {"threshold": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            filled.search("a cat", **wrong)
+    with pytest.raises(QueryError, match=r"expected shape \(6,\) for toy, got \(3,\)"):
+        filled.search(Goal("mine", torch.zeros(3), "image"))
+    with pytest.raises(QueryError):
+        filled.search("   ")
+
+
+def test_images_and_terms_are_queries_too(filled: Gallery, toy: Steerer):
+    photo = filled.search("a cat")[0].path
+    hits = filled.search(toy.image_goal(photo))
+    assert hits.frequency is None  # no verdict on such goals: ranked by support
+    assert all(hit.evidence is not None and hit.probability is None for hit in hits)
+    assert {hit.verdict for hit in hits} == {None}
+    both = filled.search("a cat - a teapot", top=12)
+    alone = {hit.path: hit.alone for hit in filled.search("a cat", top=12)}
+    tea = {hit.path: hit.alone for hit in filled.search("a teapot", top=12)}
+    for hit in both:
+        assert hit.alone == pytest.approx(alone[hit.path] * (1 - tea[hit.path]), rel=1e-3)
+
+
+def test_an_empty_gallery_answers_that_there_is_nothing(gallery: Gallery):
+    hits = gallery.search("a cat")
+    assert (list(hits), hits.images, hits.looked_at) == ([], 0, 0)
+    assert list(gallery.stream("a cat")) == []
+    assert gallery.duplicates(near=True) == []
+
+
+def test_a_stream_gives_every_image_once_page_by_page(filled: Gallery):
+    hits = list(filled.stream("a cat", page=5))
+    assert [hit.rank for hit in hits] == list(range(1, 13))
+    assert len({hit.path for hit in hits}) == 12
+    first = [hit.path for hit in filled.search("a cat", top=12, rerank=0)]
+    for page in (slice(0, 5), slice(5, 10), slice(10, 12)):
+        assert {hit.path for hit in hits[page]} == set(first[page])
+        alone = [hit.alone for hit in hits[page]]
+        assert alone == sorted(alone, reverse=True)
+    assert all(hit.probability == hit.alone for hit in hits)
+    assert len(list(filled.stream("a cat", where="width = 61"))) == 1
+
+
+def test_threads_find_what_one_finds(filled: Gallery):
+    queries = ["a cat", "a beagle", "a lemon", "a teapot"] * 4
+    alone = [list(filled.search(query)) for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert [list(hits) for hits in pool.map(filled.search, queries)] == alone
+
+
+def test_a_hit_can_be_looked_at_whole_even_when_its_file_is_gone(filled: Gallery, toy: Steerer):
+    hit = filled.search("a cat")[0]
+    at_file = filled.look(hit, "a cat")
+    assert at_file.picture.size == (hit.width, hit.height)
+    Path(hit.path).unlink()
+    from_pixels = filled.look(hit, "a cat")
+    assert from_pixels.image == hit.path
+    assert from_pixels.picture.width / from_pixels.picture.height == pytest.approx(hit.width / hit.height, abs=0.02)
+    assert from_pixels.heatmap.shape == at_file.heatmap.shape
+    filled.store.images.delete([hit.path])
+    with pytest.raises(ImageError, match="the file is gone, and its pixels are not stored"):
+        filled.look(hit, "a cat")
+
+
+def test_duplicates_are_found_by_content_and_by_look(gallery: Gallery, tmp_path: Path):
+    cat, coffee = open_image("sample:cat"), open_image("sample:coffee")
+    folder = tmp_path / "many"
+    folder.mkdir()
+    cat.save(folder / "cat.png")
+    (folder / "copy.png").write_bytes((folder / "cat.png").read_bytes())
+    cat.resize((200, 133)).save(folder / "small.jpg", quality=80)
+    coffee.save(folder / "coffee.png")
+    cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    gallery.add(folder, workers=0)
+    names = [[Path(path).name for path in group] for group in gallery.duplicates()]
+    assert names == [["cat.png", "copy.png"]]
+    near = [[Path(path).name for path in group] for group in gallery.duplicates(near=True)]
+    assert near == [["cat.png", "copy.png", "small.jpg"]]
+
+
+def test_names_that_are_no_text_are_searched_and_found(gallery: Gallery, tmp_path: Path):
+    import os
+
+    names = [b"new\nline.png", b"caf\xe9.png", 'it\'s "ü".png'.encode()]
+    for name in names:
+        open_image("sample:cat").resize((40, 40)).save(os.fsencode(tmp_path) + b"/" + name, "PNG")
+    gallery.add(tmp_path, workers=0)
+    hits = gallery.search("a cat")
+    assert {os.fsencode(os.path.basename(hit.path)) for hit in hits} == set(names)
+    assert all(hit.looked_at for hit in hits)
+    for hit in hits:
+        assert gallery.look(hit, "a cat").picture.size == (40, 40)
+        hit.as_dict()["path"].encode()
+
+
+def test_the_contact_sheet_shows_every_hit(filled: Gallery, tmp_path: Path):
+    from steering.search.sheet import contact_sheet
+
+    hits = filled.search("a cat", top=7)
+    Path(hits[2].path).unlink()
+    figure = contact_sheet(filled, hits, "a cat")
+    figure.savefig(tmp_path / "sheet.png")
+    assert len(figure.axes) == 7
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert words[0].startswith(f"1 {hits[0].verdict}")
+    assert all(len(axes.images) == 1 for axes in figure.axes)
+    contact_sheet(filled, filled.search("a cat", where="width > 1000"), "a cat").savefig(tmp_path / "empty.png")
