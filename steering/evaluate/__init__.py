@@ -26,6 +26,7 @@ examples:
   steer evaluate all --from results.json --readme README.md --results RESULTS.md    rewrite them from stored numbers
   steer evaluate composites --source FOLDER                 scenes of any ImageFolder (valid/<class>/*) or hub data set
   steer evaluate triplets --source FOLDER --output t.csv    keep which images make the scenes
+  steer evaluate search --source DATA --output r.json       searching crowded scenes
   steer evaluate robustness --source DATA --output r.json   attacks and corruptions
   steer evaluate brain --brain BRAIN92                      similarity with inferior temporal cortex
   steer evaluate brain --responses mine.npz                 encode your own responses; see docs/brain.md
@@ -37,6 +38,7 @@ TITLE = "What steering does: {model}"
 COMMANDS = {
     "all": "everything below, README, RESULTS.md and a page",
     "composites": "find what is in a scene, keep quiet about what is not: against controls",
+    "search": "a gallery of crowded scenes, searched for what is in them",
     "gallery": "heatmaps and failures chosen by rule, and the geometry of the passes",
     "robustness": "attacks and common corruptions, for each pass",
     "brain": "similarity with inferior temporal cortex; encoding of one's own responses",

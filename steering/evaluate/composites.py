@@ -202,11 +202,15 @@ def zero_shot(steerer: Steerer, trials: Trials, batch: int = 250) -> Float[Tenso
 
     The scale does not matter for who is first; it spreads the constants as it does for the network's own logits.
     """
+    similarity = similarities(steerer, trials.scenes.pixels, batch)
+    return (similarity - similarity.mean()) / similarity.std(1).mean()
+
+
+def similarities(steerer: Steerer, pixels: Float[Tensor, "b 3 s s"], batch: int = 250) -> Float[Tensor, "b m"]:
+    """Cosines of images, pixels in 0–1, and class names, by a text encoder that has an image tower."""
     text = steerer.language.text
     names = text.encode([with_article(name) for name in steerer.class_names])
-    seen = torch.cat([text.encode_images(part) for part in trials.scenes.pixels.split(batch)])
-    similarity = (seen @ names.T).cpu()
-    return (similarity - similarity.mean()) / similarity.std(1).mean()
+    return torch.cat([text.encode_images(part) for part in pixels.split(batch)]).cpu() @ names.T.cpu()
 
 
 def _present_at_five(hits: Hits) -> float:

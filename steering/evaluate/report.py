@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steering.evaluate import brain, encoding, gallery_report, geometry, plots, robustness_report
+from steering.evaluate import brain, encoding, gallery_report, geometry, plots, robustness_report, search
 from steering.evaluate.composites import BAR_CONTROLS
 from steering.evaluate.composites_report import composites, controls, strongest, sweeps
 from steering.evaluate.gallery import COMPOSITES
@@ -25,6 +25,7 @@ BARS = {"blend": 5, "side": 5, "inset": 10, "grid": 10}  # points above the best
 MEASURED_BY = {
     "words": "composites --source DATA --photos PHOTOS",
     **dict.fromkeys(("single", "composites", "where"), "composites --source DATA"),
+    "search": "search --source DATA",
     **dict.fromkeys(("geometry", "gallery"), "gallery --source DATA"),
     "robustness": "robustness --source DATA",
     "brain": "brain --brain BRAIN92",
@@ -82,6 +83,8 @@ def table(results: dict[str, Any]) -> str:
         figure = f"{percent(entry['steered'])} / {percent(entry['unsteered_cam'])}"
         what = f"{kind}: heatmap's peak in the named object, steered / unsteered map"
         add(what, figure, "≥ 75 %", entry["steered"] >= 0.75)
+    if "search" in results:
+        rows += search.rows(results["search"])
     held = f"{words['top1']:.0%} / {words['top5']:.0%}"
     what = f"{words['words']} held-out words: goal's best class right / in five"
     add(what, held, "≥ 70 % / ≥ 90 %", words["top1"] >= 0.7 and words["top5"] >= 0.9)
@@ -127,6 +130,8 @@ def _sections(results: dict[str, Any], pictures: Pictures) -> dict[str, list[tup
             (connections(where), {"taken away": plots.ablations(where["ablation"]["without"])}),
             (places(where), {"pointing game": plots.pointing(where["pointing"])}),
         ]
+    if "search" in results:
+        found["search"] = [(search.section(results["search"]), {})]
     if "geometry" in results:
         found["geometry"] = [(geometry.section(results["geometry"]), geometry.figures(results["geometry"]))]
     if "gallery" in results:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 GEOMETRY_GOALS = ("a dog", "a bridge")
 PARTS = (
-    *("single", "words", "photographs", "composites", "where"),
+    *("single", "words", "photographs", "composites", "where", "search"),
     *("gallery", "geometry", "robustness", "brain", "encoding"),
 )
 HEADER = (
@@ -42,6 +42,7 @@ OPPOSED = ("composites", "robustness")  # parts in which the controls appear
 PARTS_OF = {
     "composites": ("single", "words", "photographs", "composites", "where"),
     "gallery": ("gallery", "geometry"),
+    "search": ("search",),
     "robustness": ("robustness",),
     "brain": ("brain", "encoding"),
     "all": PARTS,
@@ -154,7 +155,7 @@ class Suite:
         their pictures are wanted.
         """
         asked = self.asked
-        judged = set(PARTS_OF[asked.what]) & {"photographs", "composites", "gallery"}
+        judged = set(PARTS_OF[asked.what]) & {"photographs", "composites", "search", "gallery"}
         if judged and self.steerer.verdict is None:
             raise ValueError(
                 f"{self.steerer.card['name']} has no calibrated verdict for goals by "
@@ -216,6 +217,12 @@ class Suite:
         return where.measure(
             self.steerer, self.triplets, *self.images, scenes=min(scenes, 500), ablation_scenes=min(scenes, 300)
         )
+
+    def _search(self) -> dict[str, Any]:
+        from steering.evaluate import search
+
+        queries = 20 if self.asked.quick else None
+        return search.measure(self.steerer, *self.images, scenes=self.scenes, queries=queries, seed=self.asked.seed)
 
     def _gallery(self) -> dict[str, Any]:
         from steering.evaluate import gallery, gallery_report

@@ -29,7 +29,7 @@ from steering.goals import Goal
 from steering.search.files import file_of, to_path, to_text
 from steering.search.indexing import Engine, Report, local_engine, update
 from steering.search.odds import corrected, frequency
-from steering.search.store import GalleryCard, Store
+from steering.search.store import SHOWN, GalleryCard, Store
 from steering.steerer import Steerer
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Gallery:
         goal = self.goal(query, seed=seed)
         total = self.store.count(where)
         found = self.store.nearest(direction(goal), max(top, rerank), where) if total else None
-        rows = [] if found is None else found.select(SHOWN).to_pylist()
+        rows = [] if found is None else found.to_pylist()
         candidates = rows[:rerank]
         looks = self._look_for(goal, candidates, strength=strength, passes=passes)
         share = None if looks.alone is None else frequency(looks.alone, total)
@@ -259,8 +259,7 @@ class Gallery:
 
     def _rows(self, names: Sequence[str], scores: np.ndarray) -> list[dict[str, Any]]:
         """Rows by name, in that order; those that are gone by now are left out."""
-        columns = [name for name in SHOWN if name != "score"]
-        rows = {row["path"]: row for row in self.store.rows(names, columns)}
+        rows = {row["path"]: row for row in self.store.rows(names, SHOWN)}
         pairs = zip(names, scores.tolist(), strict=True)
         return [{**rows[name], "score": score} for name, score in pairs if name in rows]
 
@@ -337,9 +336,6 @@ class Gallery:
         from steering.search.decode import pixels_of
 
         return [pixels_of(file_of(name), self.steerer.preprocessing.size) for name in names]
-
-
-SHOWN = ("path", "width", "height", "sees", "score")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ SKIPPED_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
+SHOWN = ("path", "width", "height", "sees")
 FILTERS = ("path", "size", "modified", "sha256", "width", "height", "sees")
 
 
@@ -216,9 +217,9 @@ class Store:
                 yield from zip(names, sizes, times, hashes, strict=True)
 
     def nearest(self, query: np.ndarray, count: int, where: str | None = None, *, exact: bool = False) -> pa.Table:
-        """The images whose class evidence is nearest to a query by cosine, best first: all columns but the pixels.
+        """The images whose class evidence is nearest to a query by cosine, best first: what a hit tells of each.
 
-        Adds `score`, the cosine, and `_rowid`. From `INDEX_FROM` rows on the search is approximate unless `exact`.
+        `score` is the cosine. From `INDEX_FROM` rows on the search is approximate unless `exact`.
 
         Args:
             query: (M,). where: an SQL condition on the columns, see `FILTERS`.
@@ -226,7 +227,6 @@ class Store:
         Raises:
             GalleryError: the condition cannot be understood.
         """
-        columns = [field.name for field in self.images.now().schema if field.name != "pixels"]
         search: dict[str, Any] = {"column": "evidence", "q": query.astype(np.float32), "k": count, "metric": "cosine"}
         if exact:
             search["use_index"] = False
@@ -237,9 +237,7 @@ class Store:
         with _condition(where):
             found = (
                 self.images.now()
-                .scanner(
-                    columns=[*columns, "_distance"], nearest=search, filter=where, prefilter=True, with_row_id=True
-                )
+                .scanner(columns=[*SHOWN, "_distance"], nearest=search, filter=where, prefilter=True)
                 .to_table()
             )
         score = 1 - found["_distance"].to_numpy()

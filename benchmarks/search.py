@@ -1,0 +1,259 @@
+"""Speed and memory of galleries: indexing against decoding plus one bare pass, queries at 10 k and 1 M images.
+
+    python benchmarks/search.py index [FOLDER]       ratios in one run, alternating; made-up photographs without FOLDER
+    python benchmarks/search.py query --rows 1000000    synthetic vectors: latency, memory, recall of the index
+    python benchmarks/search.py query --rows 10000
+
+Every measurement of memory runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("index", "query", *STEPS), help="index or query; the others are their steps")
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--images", type=int, default=1500, help="made-up photographs (default 1500)")
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="of each, in pixels (default 640 480)")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int)
+    given = parser.parse_args()
+    if given.what in STEPS:
+        print(json.dumps(STEPS[given.what](given)))
+    elif given.what == "index":
+        index(given)
+    else:
+        query(given)
+
+
+def step(name: str, *arguments: str) -> dict[str, Any]:
+    """One measurement in a fresh process; adds the peak memory of it and of its children, in MB."""
+    command = [sys.executable, __file__, name, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak() -> dict[str, float]:
+    """Peak resident memory in MB: of this process, and of the largest of its children."""
+    own, child = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"MB": round(own), "MB_worker": round(child)}
+
+
+# indexing
+
+
+def index(given: argparse.Namespace) -> None:
+    """Images a second: everything that `steer index` does, against reading and one bare pass, in turn."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = given.folder or photographs(Path(made), given.images, tuple(given.size))
+        workers = [] if given.workers is None else ["--workers", str(given.workers)]
+        rates: dict[str, list[float]] = {"bare": [], "gallery": []}
+        memory: dict[str, dict[str, float]] = {}
+        for turn in range(given.rounds):
+            for name in ("bare", "gallery") if turn % 2 == 0 else ("gallery", "bare"):
+                found = step(name, str(folder), *workers)
+                rates[name].append(found["images"] / found["seconds"])
+                memory[name] = found["memory"]
+                print(f"{name}: {rates[name][-1]:.0f} images/s, {found['memory']}", flush=True)
+        ratios = [ours / bare for ours, bare in zip(rates["gallery"], rates["bare"], strict=True)]
+        print(f"gallery / (decoding + bare pass): median {statistics.median(ratios):.2f}, {sorted(map(_two, ratios))}")
+        print(f"peak memory: gallery {memory['gallery']}, bare {memory['bare']}")
+
+
+def _two(value: float) -> float:
+    return round(value, 2)
+
+
+def photographs(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """JPEG files of crops of scikit-image's photographs, enlarged."""
+    from steering.images import open_image
+
+    samples = [open_image("sample:cat"), open_image("sample:coffee")]
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        sample = samples[number % 2]
+        left, top = rng.integers(0, sample.width // 2), rng.integers(0, sample.height // 2)
+        part = sample.crop((left, top, left + sample.width // 2, top + sample.height // 2)).resize(size)
+        part.save(folder / f"{number:06d}.jpg", quality=90)
+    return folder
+
+
+def gallery_step(given: argparse.Namespace) -> dict[str, Any]:
+    from steering import Gallery, Steerer
+
+    steerer = Steerer.load()
+    with tempfile.TemporaryDirectory() as place:
+        gallery = Gallery.open(place, steerer)
+        start = time.perf_counter()
+        report = gallery.add(given.folder, workers=given.workers)
+        seconds = time.perf_counter() - start
+    return {"images": report.new, "seconds": seconds, "memory": peak()}
+
+
+def bare_step(given: argparse.Namespace) -> dict[str, Any]:
+    """The same workers decode and shrink; the backbone without feedback runs over the same batches. Nothing is kept."""
+    import os
+
+    import torch
+    from loky.process_executor import ProcessPoolExecutor
+
+    from steering import Steerer
+    from steering.search.decode import CHUNK
+    from steering.search.indexing import BATCH
+
+    steerer = Steerer.load()
+    backbone, size = steerer.model.backbone, steerer.preprocessing.size
+    files = sorted(str(path) for path in Path(given.folder).rglob("*") if path.is_file())
+    workers = given.workers or os.cpu_count() or 1
+    start = time.perf_counter()
+    pool = ProcessPoolExecutor(workers)
+    parts = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
+    waiting: list[np.ndarray] = []
+    with torch.no_grad():
+        for shrunk in pool.map(shrink, parts, [size] * len(parts)):
+            waiting += shrunk
+            while len(waiting) >= BATCH or (waiting and shrunk is None):
+                backbone(steerer.as_input(np.stack(waiting[:BATCH])))
+                waiting = waiting[BATCH:]
+        if waiting:
+            backbone(steerer.as_input(np.stack(waiting)))
+    seconds = time.perf_counter() - start
+    pool.shutdown(kill_workers=True)
+    return {"images": len(files), "seconds": seconds, "memory": peak()}
+
+
+def shrink(files: list[str], size: int) -> list[np.ndarray]:
+    """Decoding and nothing else."""
+    from PIL import Image
+
+    from steering.images import open_image
+
+    return [np.asarray(open_image(f).resize((size, size), Image.Resampling.BILINEAR)) for f in files]
+
+
+# queries
+
+
+def query(given: argparse.Namespace) -> None:
+    """A gallery of synthetic evidence, searched for the goals of the embedded model's class names."""
+    from prior.captions import with_article
+    from steering import Steerer
+    from steering.goals import Goal
+    from steering.search.gallery import direction
+
+    steerer = Steerer.load()
+    vectors = steerer.goals([with_article(name) for name in steerer.class_names])
+    queries = np.stack([direction(Goal("", vector, "diffusion")) for vector in vectors])
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/queries.npy", queries)
+        seconds = fill(f"{folder}/gallery", given.rows)
+        print(f"{given.rows:,} rows made in {seconds['rows']:.0f} s, index in {seconds['index']:.0f} s", flush=True)
+        found = step("nearest", folder, "--rounds", str(given.rounds))
+    for key, value in found.items():
+        print(f"{key}: {value}")
+
+
+def evidence(rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Square roots of class evidence such as crowded photographs give: one to four classes, and noise; (rows, M)."""
+    logits = rng.normal(0, 1.5, (rows, CLASSES)).astype(np.float32)
+    for _ in range(4):
+        here = rng.random(rows) < 0.6
+        where = rng.integers(0, CLASSES, rows)
+        logits[np.arange(rows), where] += here * rng.uniform(2, 7, rows).astype(np.float32)
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    return np.sqrt(chances / chances.sum(1, keepdims=True)).astype(np.float16)
+
+
+def fill(place: str, rows: int) -> dict[str, float]:
+    """A gallery in the store's own format, without pixels."""
+    import lance
+    import pyarrow as pa
+
+    from steering.search.store import GalleryCard, Store, image_schema
+
+    store = Store.open(place, GalleryCard("synthetic", "", CLASSES, 0))
+    schema, rng = image_schema(CLASSES), np.random.default_rng(0)
+
+    def tables() -> Iterator[pa.RecordBatch]:
+        for first in range(0, rows, 20_000):
+            count = min(20_000, rows - first)
+            vectors = pa.FixedSizeListArray.from_arrays(
+                pa.array(evidence(count, rng).ravel()), type=schema.field("evidence").type
+            )
+            columns = {name: pa.nulls(count, schema.field(name).type) for name in schema.names}
+            columns["path"] = pa.array([f"/photos/{i // 1000:05d}/{i:08d}.jpg" for i in range(first, first + count)])
+            columns["width"] = pa.array(rng.integers(200, 4000, count).astype(np.int32))
+            yield pa.record_batch(columns | {"evidence": vectors, "output": vectors}, schema=schema)
+
+    start = time.perf_counter()
+    lance.write_dataset(pa.RecordBatchReader.from_batches(schema, tables()), store.images.uri, mode="append")
+    made = time.perf_counter()
+    store.finish()
+    return {"rows": made - start, "index": time.perf_counter() - made}
+
+
+def nearest_step(given: argparse.Namespace) -> dict[str, Any]:
+    """Latency and memory of the first stage in a process without torch, and the recall of the index."""
+    import psutil
+
+    from steering.search.store import Store
+
+    store = Store.open(f"{given.folder}/gallery")
+    queries = np.load(f"{given.folder}/queries.npy")
+    for vector in queries[:5]:
+        store.nearest(vector, 128)
+    alone = [_time(lambda vector=vector: store.nearest(vector, 128)) for _ in range(given.rounds) for vector in queries]
+    memory = round(psutil.Process().memory_info().rss / 2**20)
+    filtered = [_time(lambda vector=vector: store.nearest(vector, 128, "width > 2000")) for vector in queries[:50]]
+    recalls, exact = [], []
+    for vector in queries[:100]:
+        start = time.perf_counter()
+        true = store.nearest(vector, 10, exact=True)
+        exact.append(time.perf_counter() - start)
+        found = store.nearest(vector, 128)["path"].to_pylist()
+        recalls.append(len(set(true["path"].to_pylist()) & set(found[:10])) / 10)
+    return {
+        "rows": store.count(),
+        "first stage, ms, median": round(statistics.median(alone) * 1000, 1),
+        "first stage, ms, 95 %": round(float(np.quantile(alone, 0.95)) * 1000, 1),
+        "queries a second": round(len(alone) / sum(alone), 1),
+        "resident memory, MB": memory,
+        "with --where, ms, median": round(statistics.median(filtered) * 1000, 1),
+        "exact, ms, median": round(statistics.median(exact) * 1000, 1),
+        "recall@10": round(float(np.mean(recalls)), 4),
+        "torch imported": "torch" in sys.modules,
+    }
+
+
+def _time(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "gallery": gallery_step,
+    "bare": bare_step,
+    "nearest": nearest_step,
+}
+
+if __name__ == "__main__":
+    main()

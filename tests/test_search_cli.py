@@ -1,0 +1,185 @@
+"""`steer index` and `steer search` as a user types them, against the embedded model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import steer_cli
+from steering.images import open_image
+from steering.search import command
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def steer(*arguments: str | os.PathLike) -> int:
+    try:
+        return steer_cli.main([os.fspath(a) for a in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cat, a cup, both, and a file that is no image; its gallery; $STEER_GALLERY of the tests."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "photos" / "2024").mkdir(parents=True)
+    open_image("sample:cat").save(home / "photos" / "cat.jpg")
+    open_image("sample:coffee").save(home / "photos" / "2024" / "coffee.png")
+    open_image("sample:cat|coffee").save(home / "photos" / "both.webp")
+    (home / "photos" / "broken.jpg").write_bytes(b"no image")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(command.VARIABLE, str(home / "gallery"))
+        assert steer("index", home / "photos", "--quiet", "--workers", "1") == 0
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _default_gallery(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(command.VARIABLE, str(home / "gallery"))
+
+
+def test_indexing_tells_what_it_did_and_what_it_skipped(home: Path, tmp_path: Path, capsys):
+    assert steer("index", home / "photos", "--gallery", tmp_path / "g", "--workers", "0") == 0
+    out, err = capsys.readouterr()
+    assert f"{tmp_path / 'g'}: 3 images (3 new, 0 changed, 0 renamed, 0 deleted, 0 unchanged; 1 skipped)" in out
+    assert "images/s" in out
+    assert f"steer: skipped {home / 'photos' / 'broken.jpg'}: is not an image of a kind that is read" in err
+    assert steer("index", home / "photos", "--gallery", tmp_path / "g", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["found"], report["unchanged"], report["images"]) == (4, 3, 3)
+    assert [Path(item["path"]).name for item in report["skipped"]] == ["broken.jpg"]
+
+
+def test_what_is_there_is_found_first_and_the_exit_code_says_so(capsys):
+    assert steer("search", "a cup of coffee") in (0, 1)
+    assert steer("search", "a coffee", "--top", "2") == 0
+    out, err = capsys.readouterr()
+    assert "“a coffee”:" in out
+    assert "of the hits below show it (3 images, 3 looked at" in out
+    assert "present" in out
+    assert "coffee.png  (600×400, sees" in out
+    assert err == ""
+
+
+def test_nothing_is_an_answer_with_an_exit_code_of_its_own(capsys):
+    assert steer("search", "a suspension bridge") == 1
+    assert "Nothing in this gallery shows “a suspension bridge” (3 images" in capsys.readouterr().out
+    assert steer("search", "a coffee", "--where", "width > 5000") == 1
+    assert "There is no image to search for “a coffee”." in capsys.readouterr().out
+
+
+def test_json_holds_everything_that_is_known_of_a_hit(home: Path, capsys):
+    assert steer("search", "a coffee", "--json", "--top", "2") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["query"], answer["images"], answer["looked_at"]) == ("a coffee", 3, 3)
+    assert 0 < answer["frequency"] < 1
+    assert len(answer["hits"]) == 2
+    first = answer["hits"][0]
+    assert first["path"] == str(home / "photos" / "2024" / "coffee.png")
+    assert (first["rank"], first["verdict"], first["looked_at"]) == (1, "present", True)
+    assert set(first) == {
+        *("path", "rank", "score", "width", "height", "sees"),
+        *("looked_at", "evidence", "probability", "alone", "verdict"),
+    }
+
+
+def test_paths_are_for_other_programs(home: Path, capfd):
+    assert steer("search", "a coffee", "--threshold", "0.5", "--paths") == 0
+    assert str(home / "photos" / "2024" / "coffee.png") in capfd.readouterr().out.splitlines()
+    assert steer("search", "a coffee", "--threshold", "1", "--paths") == 1
+    assert capfd.readouterr().out == ""
+
+
+def test_filters_terms_and_images_are_taken(home: Path, capsys):
+    assert steer("search", "a coffee - a cat", "--where", "path LIKE '%/2024/%'", "--json") in (0, 1)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["images"], answer["query"]) == (1, "a coffee - a cat")
+    steer("search", "--query-image", home / "photos" / "cat.jpg", "--json", "--rerank", "0")
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["looked_at"] == 0
+    assert Path(answer["hits"][0]["path"]).name == "cat.jpg"
+
+
+def test_the_contact_sheet_is_drawn(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    sheet = tmp_path / "sheet.png"
+    assert steer("search", "a coffee", "--contact-sheet", sheet, "--open") == 0
+    assert opened == [sheet.as_uri()]
+    with Image.open(sheet) as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search"], "expected one thing to look for"),
+        (["search", "a cat", "--query-image", "x.jpg"], "expected one thing to look for"),
+        (["search", "a cat", "--gallery", "/nowhere/at/all"], "no gallery there; `steer index FOLDER"),
+        (["search", "a cat", "--where", "widht > 3"], "Did you mean 'width'"),
+        (["search", "a cat", "--threshold", "7"], "threshold: got 7, expected a probability"),
+        (["search", "a cat", "--top", "0"], "expected a whole number of at least 1"),
+        (["search", "cat + - dog"], "a term is empty"),
+        (["search", "--query-image", "nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["search", "a cat", "--contact-sheet", "/nowhere/x.png"], "no such folder"),
+        (["index"], "the following arguments are required: FOLDER"),
+        (["index", "phtos"], "phtos: no such file or folder"),
+        (["index", ".", "--address", "auto"], "--address: expected --engine ray"),
+        (["index", ".", "--gallery", "/proc/nowhere"], "a gallery cannot be made there"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments: list[str], message: str, capsys):
+    assert steer(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_examples_at_once():
+    for name in ("index", "search"):
+        line = [sys.executable, "-X", "importtime", str(ROOT / "steer_cli.py"), name, "--help"]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        assert "examples:" in done.stdout
+        assert "exit codes" in done.stdout
+        assert "torch" not in done.stderr
+        assert "lance" not in done.stderr
+
+
+def test_an_interrupt_keeps_what_was_done(home: Path, tmp_path: Path):
+    for number in range(400):
+        open_image("sample:cat").crop((number % 90, 0, 300, 200)).save(tmp_path / f"{number}.png")
+    line = [
+        sys.executable,
+        str(ROOT / "steer_cli.py"),
+        "index",
+        str(tmp_path),
+        "--gallery",
+        str(tmp_path / "g"),
+        "--json",
+    ]
+    code = "import sys, steer_cli, steering.search.indexing as i; i.COMMIT_ROWS = 1; "
+    code += "sys.exit(steer_cli.main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [line[0], "-c", code, *line[2:]], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    from steering.errors import GalleryError
+    from steering.search.store import Store
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            if Store.open(tmp_path / "g").count():
+                break
+        except GalleryError:
+            pass
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert err.decode().endswith("steer: interrupted\n")
+    assert 0 < Store.open(tmp_path / "g").count() < 400
