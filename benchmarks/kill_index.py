@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=9.0, help="seconds until a kill, at most (default 9)")
+    parser.add_argument("--longest", type=float, default=12.0, help="seconds until a kill, at most (default 12)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     chance = random.Random(given.seed)
@@ -55,7 +55,7 @@ def main() -> int:
 
 def start(folder: Path, gallery: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(PROGRAM), "index", str(folder), "--gallery", str(gallery), "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def images(folder: Path, count: int) -> None:

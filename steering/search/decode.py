@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -158,11 +160,19 @@ def _read_alone(task: Task, side: int) -> Read:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Fresh interpreters that do not import the caller's script: forking a process with threads may hang."""
-    return ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_main_process)
+    return ProcessPoolExecutor(workers, initializer=_serve, initargs=(os.getpid(),))
 
 
-def _leave_interrupts_to_the_main_process() -> None:
+def _serve(parent: int) -> None:
+    """In a worker: interrupts are the main process's to handle, and one that was killed leaves no worker behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from steering.steerer import Steerer
 
 BATCH = 64  # images a pass
-COMMIT_ROWS, COMMIT_SECONDS = 2048, 10.0  # what a kill may cost
+COMMIT_ROWS, COMMIT_SECONDS = 2048, 2.0  # what a kill may cost
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -60,6 +63,27 @@ def test_workers_give_the_same_in_the_same_order(photos: list[Path]):
         assert isinstance(other, Decoded)
         assert one.sha256 == other.sha256
         np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_workers_end_with_a_process_that_was_killed(photos: list[Path]):
+    code = """
+import sys
+from steering.search.decode import Task, read_all
+from steering.search.files import Found
+results = read_all((Task(Found(sys.argv[1], 0, 1, sys.argv[1])) for _ in range(10**6)), 32, 2)
+next(results)
+print("ready", flush=True)
+for _ in results:
+    pass
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(photos[0])], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        workers = [p for p in psutil.Process(process.pid).children() if "popen_loky" in " ".join(p.cmdline())]
+        assert len(workers) == 2
+        process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
 
 
 class Deadly:
