@@ -10,18 +10,20 @@ Every measurement of memory runs in a process of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 CLASSES = 200
 
@@ -51,10 +53,32 @@ def step(name: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak() -> dict[str, float]:
-    """Peak resident memory in MB: of this process, and of the largest of its children."""
-    own, child = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"MB": round(own), "MB_worker": round(child)}
+class Memory:
+    """Peak resident memory in MB while this lasts: of this process, and of all its workers together."""
+
+    def __enter__(self) -> Memory:
+        self.own = self.workers = 0.0
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self.done.wait(0.1):
+            self.own = max(self.own, me.memory_info().rss / 2**20)
+            total = 0.0
+            for child in me.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += child.memory_info().rss / 2**20
+            self.workers = max(self.workers, total)
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def as_dict(self) -> dict[str, int]:
+        return {"MB": round(self.own), "MB_workers": round(self.workers)}
 
 
 # indexing
@@ -103,9 +127,10 @@ def gallery_step(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         gallery = Gallery.open(place, steerer)
         start = time.perf_counter()
-        report = gallery.add(given.folder, workers=given.workers)
+        with Memory() as memory:
+            report = gallery.add(given.folder, workers=given.workers)
         seconds = time.perf_counter() - start
-    return {"images": report.new, "seconds": seconds, "memory": peak()}
+    return {"images": report.new, "seconds": seconds, "memory": memory.as_dict()}
 
 
 def bare_step(given: argparse.Namespace) -> dict[str, Any]:
@@ -127,17 +152,17 @@ def bare_step(given: argparse.Namespace) -> dict[str, Any]:
     pool = ProcessPoolExecutor(workers)
     parts = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
     waiting: list[np.ndarray] = []
-    with torch.no_grad():
+    with torch.no_grad(), Memory() as memory:
         for shrunk in pool.map(shrink, parts, [size] * len(parts)):
             waiting += shrunk
-            while len(waiting) >= BATCH or (waiting and shrunk is None):
+            while len(waiting) >= BATCH:
                 backbone(steerer.as_input(np.stack(waiting[:BATCH])))
                 waiting = waiting[BATCH:]
         if waiting:
             backbone(steerer.as_input(np.stack(waiting)))
     seconds = time.perf_counter() - start
     pool.shutdown(kill_workers=True)
-    return {"images": len(files), "seconds": seconds, "memory": peak()}
+    return {"images": len(files), "seconds": seconds, "memory": memory.as_dict()}
 
 
 def shrink(files: list[str], size: int) -> list[np.ndarray]:
@@ -212,8 +237,6 @@ def fill(place: str, rows: int) -> dict[str, float]:
 
 def nearest_step(given: argparse.Namespace) -> dict[str, Any]:
     """Latency and memory of the first stage in a process without torch, and the recall of the index."""
-    import psutil
-
     from steering.search.store import Store
 
     store = Store.open(f"{given.folder}/gallery")

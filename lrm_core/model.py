@@ -138,14 +138,8 @@ class LRM(nn.Module):
             for node in self.graph.nodes
             if node not in body and (node in self._arriving or any(user in body for user in node.users))
         )
-        last_use: dict[fx.Node, fx.Node] = {}
-        for node in self._body_nodes:
-            for used in node.all_input_nodes:
-                last_use[used] = node
-        self._release: dict[fx.Node, list[fx.Node]] = {}
-        for used, user in last_use.items():
-            if used is not self.graph.output:
-                self._release.setdefault(user, []).append(used)
+        self._release = _last_uses(self._body_nodes, {self.graph.output})
+        self._stem_release = _last_uses(self._stem_nodes, set(self._kept))
 
     def _shapes(self, image_size: int) -> dict[str, tuple[int, ...]]:
         parameter = next(self.backbone.parameters())
@@ -171,6 +165,8 @@ class LRM(nn.Module):
         values: dict[fx.Node, Any] = {n: images for n in self.graph.nodes if n.op == "placeholder"}
         for node in self._stem_nodes:
             values[node] = run_node(node, self.backbone, values)
+            for used in self._stem_release.get(node, ()):
+                del values[used]
         return Stem({node: values[node] for node in self._kept})
 
     def step(
@@ -289,3 +285,13 @@ class LRM(nn.Module):
                 factor = self.paths[connection.key](activation, value, strength)
                 total = factor if total is None else total + factor
         return total
+
+
+def _last_uses(nodes: Sequence[fx.Node], kept: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """After which of these steps which values are no longer needed, but for those that are kept."""
+    last = {used: node for node in nodes for used in node.all_input_nodes}
+    release: dict[fx.Node, list[fx.Node]] = {}
+    for used, user in last.items():
+        if used not in kept:
+            release.setdefault(user, []).append(used)
+    return release

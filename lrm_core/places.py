@@ -7,6 +7,8 @@ probability for each class, so that a small thing in a crowd counts by the windo
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -36,11 +38,15 @@ def class_evidence(model: LRM, output: str, logits: Float[Tensor, "b m"], state:
         return logits.float().softmax(-1)
     classifier: nn.Linear = model.backbone.get_submodule(output)  # type: ignore[assignment]
     maps = state.activations[name]
-    here = F.conv2d(maps, classifier.weight[:, :, None, None])  # (b, m, h, w)
-    bias = 0 if classifier.bias is None else classifier.bias[:, None]
-    total, count = torch.zeros_like(logits, dtype=torch.float32), 0
-    for side in range(1, here.shape[-1] + 1):
-        windows = F.avg_pool2d(here, side, 1).flatten(2) + bias
-        total += windows.float().softmax(1).sum(2)
-        count += windows.shape[2]
-    return total / count
+    here = maps.flatten(2).transpose(1, 2) @ classifier.weight.T  # (b, positions, m)
+    windows = _windows(maps.shape[-1]).to(here) @ here
+    if classifier.bias is not None:
+        windows = windows + classifier.bias
+    return windows.float().softmax(-1).mean(1)
+
+
+@lru_cache(16)
+def _windows(side: int) -> Float[Tensor, "w p"]:
+    """All square windows of a map of `side` × `side` positions: a row each, which takes their mean."""
+    eye = torch.eye(side * side).reshape(1, side * side, side, side)
+    return torch.cat([F.avg_pool2d(eye, size, 1)[0].flatten(1) for size in range(1, side + 1)], 1).T.contiguous()

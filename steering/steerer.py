@@ -22,6 +22,7 @@ from torch import Tensor
 from lrm_core import LRM, State, Steer, Stem
 from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
+from lrm_core.packing import Layout
 from lrm_core.places import class_evidence
 from steering.errors import QueryError, printable
 from steering.evidence import Answer, Verdict, features, load_verdicts, support
@@ -335,6 +336,20 @@ class Steerer:
         """The first, unsteered pass over normalised images; it serves every query."""
         stem = self.model.stem(inputs)
         output, state = self.model.step(stem)
+        return Glance(stem, state, output, class_evidence(self.model, self.output, output, state))
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout.of(self.model, self.preprocessing.size)
+
+    def pack(self, glance: Glance) -> list[bytes]:
+        """A glance as bytes, for each image: what any steered pass starts from, in half precision."""
+        return self._layout.pack(glance.stem, glance.state)
+
+    def unpack(self, packed: Sequence[bytes]) -> Glance:
+        """The glance at the images whose bytes `pack` gave. Raises ValueError if they are of another network."""
+        stem, state = self._layout.unpack(list(packed), self.device)
+        output = state.activations[self.output]
         return Glance(stem, state, output, class_evidence(self.model, self.output, output, state))
 
     @torch.no_grad()

@@ -57,6 +57,21 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert scope["goal"].shape == (len(scope["steerer"].class_names),)
 
 
+def test_the_readmes_search_runs(tmp_path, monkeypatch):
+    from steering.images import open_image
+
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Gallery.open" in block]
+    (tmp_path / "photos").mkdir()
+    for name in ("cat", "coffee"):
+        open_image(f"sample:{name}").save(tmp_path / "photos" / f"{name}.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["report"].new == 2
+    assert scope["hit"].path == str(tmp_path / "photos" / "coffee.jpg")
+    assert (tmp_path / "hit.png").stat().st_size > 10_000
+
+
 def test_a_file_without_markers_is_refused(tmp_path):
     path = tmp_path / "x.md"
     path.write_text("nothing")

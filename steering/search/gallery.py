@@ -14,13 +14,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
-from torch import Tensor
 
 from lrm_core.feedback import Strength
 from steering.errors import GalleryError, ImageError, QueryError, printable
@@ -30,11 +28,12 @@ from steering.search.files import file_of, to_path, to_text
 from steering.search.indexing import Engine, Report, local_engine, update
 from steering.search.odds import corrected, frequency
 from steering.search.store import SHOWN, GalleryCard, Store
-from steering.steerer import Steerer
+from steering.steerer import Glance, Steerer
 
 if TYPE_CHECKING:
     from steering.look import Look
 
+Keep = Literal["pixels", "first-pass", "nothing"]
 RERANK = 128
 BATCH = 64  # images a steered pass
 
@@ -104,34 +103,37 @@ class Gallery:
         steerer: Steerer | None = None,
         *,
         create: bool = True,
-        pixels: bool = True,
+        keep: Keep | None = None,
         storage_options: dict[str, str] | None = None,
     ) -> Gallery:
         """The gallery in a folder, or at an address of an object store; made where there is none.
 
         Args:
-            steerer: the embedded model by default. create: whether to make one. pixels: of a new gallery, whether it
-                keeps what the network saw of each image (27 KB at 96 px), so that a search need not read the file again
-                and goes on where files are out of reach.
+            steerer: the embedded model by default. create: whether to make one.
+            keep: what a new gallery keeps of each image for later looks: `pixels` (the default), what the network saw
+                (27 KB at 96 px), so that no file need be read again; `first-pass`, also what a steered pass starts from
+                (83 KB more), so that a look costs a third; or `nothing`.
             storage_options: of an object store, see Lance.
 
         Raises:
-            GalleryError: it is not there and not to be made, is damaged, or was made with another network.
+            GalleryError: it is not there and not to be made, is damaged, was made with another network, or keeps
+                something else.
         """
         network = steerer or Steerer.load()
-        size = network.preprocessing.size
-        card = GalleryCard(
-            str(network.card["name"]),
-            str(network.card.get("sha256", "")),
-            len(network.class_names),
-            size if pixels else 0,
-        )
+        made_by = (str(network.card["name"]), str(network.card.get("sha256", "")))
+        side = 0 if keep == "nothing" else network.preprocessing.size
+        card = GalleryCard(*made_by, len(network.class_names), side, keep == "first-pass")
         store = Store.open(path, card if create else None, storage_options)
         made = store.card
         if (made.backbone_sha256, made.classes) != (card.backbone_sha256, card.classes):
             raise GalleryError(
                 f"{store.uri} was made with {made.model} ({made.backbone_sha256[:8]}), not with {card.model} "
                 f"({card.backbone_sha256[:8]}): index with this model into another gallery"
+            )
+        if keep is not None and (made.side, made.first_pass) != (card.side, card.first_pass):
+            kept = "the first pass" if made.first_pass else "pixels" if made.side else "nothing"
+            raise GalleryError(
+                f"{store.uri} keeps {kept} of each image: what to keep is settled when a gallery is made"
             )
         return cls(store, network)
 
@@ -163,7 +165,7 @@ class Gallery:
         Raises:
             ImageError: a path does not exist. GalleryError: the gallery cannot be written.
         """
-        made = engine or local_engine(self.steerer, workers)
+        made = engine or local_engine(self.steerer, workers, first_pass=self.store.card.first_pass)
         options = {"retry": retry, "prune": prune, "keep_pixels": self.store.card.side > 0, "progress": progress}
         try:
             return update(self.store, self.steerer.class_names, source, made, **options)
@@ -181,6 +183,16 @@ class Gallery:
         self.store.count(where)  # a bad condition is told before the first row
         for batch in self.store.images.batches(columns, where):
             yield from batch.to_pylist()
+
+    def vectors(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+        """What the first pass saw, in batches and no order: names, outputs (b, M) in logits, class evidence (b, M)."""
+        self.store.count(where)
+        for batch in self.store.images.batches(("path", "output", "evidence"), where):
+            shape = (len(batch), self.store.card.classes)
+            output, evidence = (
+                batch[name].flatten().to_numpy().reshape(shape).astype(np.float32) for name in ("output", "evidence")
+            )
+            yield batch["path"].to_pylist(), output, evidence**2
 
     def search(
         self,
@@ -309,25 +321,38 @@ class Gallery:
         """A steered pass over each candidate."""
         if not rows:
             return Looks(np.zeros(0, bool), np.zeros(0), np.zeros(0), np.zeros(0))
-        pixels = self._pixels([row["path"] for row in rows])
-        seen = np.array([p is not None for p in pixels])
-        shown = [p for p in pixels if p is not None]
-        parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        for start in range(0, len(shown), BATCH):
-            glance = self.steerer.glance(self.steerer.as_input(np.stack(shown[start : start + BATCH])))
+        count = len(rows)
+        seen, supports, evidence = np.zeros(count, bool), np.full(count, -np.inf), np.full(count, -np.inf)
+        alone: np.ndarray | None = np.zeros(count)
+        for places, glance in self._glances([row["path"] for row in rows]):
             sought = self.steerer.seek(glance, goal, strength=strength, passes=passes)
-            parts.append((sought.support, sought.evidence, sought.probability))
+            seen[places] = True
+            supports[places], evidence[places] = sought.support.cpu().numpy(), sought.evidence.cpu().numpy()
+            if alone is not None and sought.probability is not None:
+                alone[places] = sought.probability.cpu().numpy()
+            else:
+                alone = None
+        return Looks(seen, supports, evidence, alone)
 
-        def gather(values: Sequence[Tensor]) -> np.ndarray:
-            whole = np.full(len(rows), -np.inf)
-            whole[seen] = torch.cat([v.double().cpu() for v in values]).numpy() if values else 0.0
-            return whole
+    def _glances(self, names: Sequence[str]) -> Iterator[tuple[list[int], Glance]]:
+        """First passes over images in batches, each with their places among the names; those out of reach left out.
 
-        supports, evidence = gather([p[0] for p in parts]), gather([p[1] for p in parts])
-        judged = [p[2] for p in parts if p[2] is not None]
-        if len(judged) < len(parts):
-            return Looks(seen, supports, evidence, None)
-        return Looks(seen, supports, evidence, np.where(seen, gather(judged), 0.0))
+        Stored ones are taken, the others made from pixels.
+        """
+        packed = self.store.first_passes(names) if self.store.card.first_pass else [None] * len(names)
+        stored = [(place, found) for place, found in enumerate(packed) if found is not None]
+        for start in range(0, len(stored), BATCH):
+            places, found = zip(*stored[start : start + BATCH], strict=True)
+            yield list(places), self.steerer.unpack(found)
+        rest = [place for place, found in enumerate(packed) if found is None]
+        pixels = self._pixels([names[place] for place in rest])
+        shown = [(place, p) for place, p in zip(rest, pixels, strict=True) if p is not None]
+        for start in range(0, len(shown), BATCH):
+            part = shown[start : start + BATCH]
+            yield (
+                [place for place, _ in part],
+                self.steerer.glance(self.steerer.as_input(np.stack([p for _, p in part]))),
+            )
 
     def _pixels(self, names: Sequence[str]) -> list[np.ndarray | None]:
         """What the network sees of images: stored, or read from their files; None where neither can be had."""

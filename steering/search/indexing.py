@@ -26,15 +26,20 @@ if TYPE_CHECKING:
 
 BATCH = 64  # images a pass
 COMMIT_ROWS, COMMIT_SECONDS = 2048, 2.0  # what a kill may cost
+TIDY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """An image and its first pass: logits (M,) and class evidence by places (M,), as float32."""
+    """An image and its first pass: logits (M,) and class evidence by places (M,), as float32.
+
+    packed: what a steered pass starts from, if it is kept.
+    """
 
     image: Decoded
     output: np.ndarray
     places: np.ndarray
+    packed: bytes | None = None
 
 
 @dataclass
@@ -69,17 +74,24 @@ class Report:
 Engine = Callable[[Iterable[Task]], Iterator[Indexed | Same | Unreadable]]
 
 
-def local_engine(steerer: Steerer, workers: int | None = None, batch: int = BATCH) -> Engine:
-    """Reading in worker processes of this machine (all cores by default, 0: in this process), passes in this one."""
+def local_engine(
+    steerer: Steerer, workers: int | None = None, batch: int = BATCH, *, first_pass: bool = False
+) -> Engine:
+    """Reading in worker processes of this machine (all cores by default, 0: in this process), passes in this one.
+
+    first_pass: whether to keep what a steered pass starts from.
+    """
     count = (os.cpu_count() or 1) if workers is None else workers
 
     def run(tasks: Iterable[Task]) -> Iterator[Indexed | Same | Unreadable]:
-        return first_passes(steerer, read_all(tasks, steerer.preprocessing.size, count), batch)
+        return first_passes(steerer, read_all(tasks, steerer.preprocessing.size, count), batch, first_pass)
 
     return run
 
 
-def first_passes(steerer: Steerer, reads: Iterable[Read], batch: int = BATCH) -> Iterator[Indexed | Same | Unreadable]:
+def first_passes(
+    steerer: Steerer, reads: Iterable[Read], batch: int = BATCH, keep: bool = False
+) -> Iterator[Indexed | Same | Unreadable]:
     """The first pass over what was read, in batches of one size; the rest is passed on."""
     waiting: list[Decoded] = []
     for item in reads:
@@ -88,17 +100,18 @@ def first_passes(steerer: Steerer, reads: Iterable[Read], batch: int = BATCH) ->
             continue
         waiting.append(item)
         if len(waiting) == batch:
-            yield from _pass(steerer, waiting, batch)
+            yield from _pass(steerer, waiting, batch, keep)
             waiting = []
     if waiting:
-        yield from _pass(steerer, waiting, batch)
+        yield from _pass(steerer, waiting, batch, keep)
 
 
-def _pass(steerer: Steerer, images: Sequence[Decoded], batch: int) -> Iterator[Indexed]:
+def _pass(steerer: Steerer, images: Sequence[Decoded], batch: int, keep: bool) -> Iterator[Indexed]:
     glance = steerer.glance(steerer.as_input(pad([image.pixels for image in images], batch)))
     outputs, places = glance.output.float().cpu().numpy(), glance.places.float().cpu().numpy()
+    packed = steerer.pack(glance) if keep else [None] * batch
     for index, image in enumerate(images):
-        yield Indexed(image, outputs[index], places[index])
+        yield Indexed(image, outputs[index], places[index], packed[index])
 
 
 def pad(pixels: Sequence[np.ndarray], batch: int) -> np.ndarray:
@@ -123,7 +136,7 @@ class Indexer:
         self._failed: list[Unreadable] = []
         self._gone: set[str] = set()  # images whose files are no longer readable
         self._renamed: set[str] = set()
-        self._committed = time.monotonic()
+        self._committed = self._tidied = time.monotonic()
         self._movable: dict[str, list[str]] = {}
 
     def plan(self, source: Any) -> tuple[Iterable[Task], int | None]:
@@ -240,6 +253,9 @@ class Indexer:
             store.images.delete([i.name for i in self._failed if known.get(i.name, (0, 0, None))[2] is not None])
         self._rows, self._moved, self._failed = [], [], []
         self._committed = time.monotonic()
+        if self._committed - self._tidied > TIDY_SECONDS:
+            store.tidy()
+            self._tidied = time.monotonic()
 
     def _move(self) -> None:
         """Rows under another name, or with another time."""
@@ -286,6 +302,7 @@ class Indexer:
             "output": vectors(outputs, "output"),
             "evidence": vectors(np.sqrt(places).astype(np.float16), "evidence"),
             "pixels": [image.pixels.tobytes() if self.keep_pixels else None for image in images],
+            "first_pass": [row.packed for row in rows],
         }
         return pa.table(columns, schema=schema)
 

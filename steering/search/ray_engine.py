@@ -41,12 +41,12 @@ Item = Indexed | Same | Unreadable
 class FirstPass:
     """An actor: the network, and the first pass over what was read."""
 
-    def __init__(self, model: str, device: str | None) -> None:
-        self.steerer = Steerer.load(model, device=device)
+    def __init__(self, model: str, device: str | None, keep: bool) -> None:
+        self.steerer, self.keep = Steerer.load(model, device=device), keep
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         reads = map(pickle.loads, batch["item"])
-        return {"item": _packed(first_passes(self.steerer, reads, BATCH))}
+        return {"item": _packed(first_passes(self.steerer, reads, BATCH, self.keep))}
 
 
 def read_batch(batch: dict[str, Any], side: int) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def ray_engine(
     workers: int | None = None,
     device: str | None = None,
     gpus: float = 0.0,
+    first_pass: bool = False,
 ) -> Engine:
     """What `Gallery.add(engine=…)` takes.
 
@@ -76,6 +77,7 @@ def ray_engine(
         model: the gallery's, by name or folder; each actor loads it. address: of a running cluster (`auto`,
             `ray://host:10001`); by default one is started on this machine and stopped at the end.
         workers: actors that hold the network; by default one for every two CPUs of the cluster. gpus: of each.
+        first_pass: whether to keep what a steered pass starts from, as the gallery does.
 
     Raises:
         ValueError: no cluster answers at the address.
@@ -96,7 +98,7 @@ def ray_engine(
                     window,
                     steerer,
                     count,
-                    {"fn_constructor_args": (model, device), "num_cpus": share, "num_gpus": gpus},
+                    {"fn_constructor_args": (model, device, first_pass), "num_cpus": share, "num_gpus": gpus},
                 )
         finally:
             if started:
@@ -148,7 +150,7 @@ def _window(window: list[Task], steerer: Steerer, workers: int, actors: dict[str
     except ray.exceptions.RayError as error:
         left = [task for task in window if task.found.name not in done]
         print(f"steer: Ray gave up ({type(error).__name__}); the last {len(left)} images here", file=sys.stderr)
-        yield from local_engine(steerer)(left)
+        yield from local_engine(steerer, first_pass=actors["fn_constructor_args"][2])(left)
 
 
 def _pipeline(window: list[Task], side: int, workers: int, actors: dict[str, Any]) -> Dataset:

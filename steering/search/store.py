@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 INDEX_FROM = 100_000  # rows; fewer are searched exactly, in tens of milliseconds
 PROBES, REFINE = 24, 4  # partitions looked into, and how many times k candidates are compared exactly
-KEEP_VERSIONS = timedelta(hours=1)  # readers of an older version may still be at work
+KEEP_VERSIONS = timedelta(minutes=5)  # readers of an older version may still be at work
+FRAGMENT_ROWS = 32_768  # fragments of fewer rows are joined; larger ones are never written again
 KEY = {"lance-schema:unenforced-primary-key": "true"}  # without it concurrent upserts double rows
 
 
@@ -41,13 +42,15 @@ KEY = {"lance-schema:unenforced-primary-key": "true"}  # without it concurrent u
 class GalleryCard:
     """What a gallery was made with; a search by another network would compare apples with pears.
 
-    classes: width M of an output. side: of the stored pixels, 0 if they were not stored.
+    classes: width M of an output. side: of the stored pixels, 0 if they are not stored. first_pass: whether what a
+    steered pass starts from is stored.
     """
 
     model: str
     backbone_sha256: str
     classes: int
     side: int
+    first_pass: bool = False
     format: int = FORMAT
 
 
@@ -55,7 +58,8 @@ def image_schema(classes: int) -> pa.Schema:
     """The columns of `images.lance`.
 
     output: logits of the first pass. evidence: square root of the class evidence by places, of length 1. pixels: (side,
-    side, 3) bytes, what the network saw; null if not kept. sees: likeliest class by places. look: difference hash.
+    side, 3) bytes, what the network saw; first_pass: what a steered pass starts from (`Steerer.pack`); null where not
+    kept. sees: likeliest class by places. look: difference hash.
     """
     vector = pa.list_(pa.float16(), classes)
     return pa.schema(
@@ -71,6 +75,7 @@ def image_schema(classes: int) -> pa.Schema:
             pa.field("output", vector),
             pa.field("evidence", vector),
             pa.field("pixels", pa.binary()),
+            pa.field("first_pass", pa.binary()),
         ]
     )
 
@@ -150,7 +155,7 @@ class Table:
     def tidy(self) -> None:
         """Join small fragments and drop versions that no reader can be at; what another writer prevents is left."""
         try:
-            self.now().optimize.compact_files()
+            self.now().optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)
             self.now().cleanup_old_versions(older_than=KEEP_VERSIONS)
         except OSError as error:
             if "conflict" not in str(error).lower():
@@ -253,6 +258,11 @@ class Store:
             quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names[start : start + 512])
             yield from self.images.batches(columns, f"path IN ({quoted})")
 
+    def first_passes(self, names: Sequence[str]) -> list[bytes | None]:
+        """What a steered pass over images starts from, by name; None where it is not kept."""
+        found = {row["path"]: row["first_pass"] for row in self.rows(names, ("path", "first_pass"))}
+        return [found.get(name) for name in names]
+
     def pixels(self, names: Sequence[str]) -> list[np.ndarray | None]:
         """(side, side, 3) uint8 of images by name, None where none are kept."""
         side = self.card.side
@@ -265,10 +275,14 @@ class Store:
         with _condition(where):
             return self.images.count(where)
 
-    def finish(self) -> None:
-        """After writing: join fragments, drop old versions, and keep the approximate index of a large gallery."""
+    def tidy(self) -> None:
+        """Now and then while writing: join fragments and drop old versions, or the disk holds everything twice."""
         for table in (self.images, self.skipped):
             table.tidy()
+
+    def finish(self) -> None:
+        """After writing: tidy, and keep the approximate index of a large gallery."""
+        self.tidy()
         rows = self.images.count()
         if rows >= INDEX_FROM:
             try:

@@ -175,6 +175,35 @@ def test_names_that_are_no_text_are_searched_and_found(gallery: Gallery, tmp_pat
         hit.as_dict()["path"].encode()
 
 
+def test_a_stored_first_pass_is_taken_instead_of_pixels(
+    tmp_path: Path, toy: Steerer, photos, monkeypatch: pytest.MonkeyPatch
+):
+    folder = photos(6)[0].parent
+    plain, fast = (Gallery.open(tmp_path / keep, toy, keep=keep) for keep in ("pixels", "first-pass"))
+    for each in (plain, fast):
+        each.add(folder, workers=0)
+    looked = {hit.path: hit for hit in plain.search("a cat - a teapot", top=6)}
+    monkeypatch.setattr(fast.store, "pixels", lambda names: [] if not names else pytest.fail("pixels were read"))
+    for hit in fast.search("a cat - a teapot", top=6):
+        assert hit.alone == pytest.approx(looked[hit.path].alone, abs=5e-3)
+        assert hit.evidence == pytest.approx(looked[hit.path].evidence, abs=5e-2)
+
+
+def test_what_is_kept_is_settled_when_a_gallery_is_made(filled: Gallery, toy: Steerer):
+    assert len(Gallery.open(filled.store.uri, toy, keep="pixels")) == 12
+    with pytest.raises(GalleryError, match="keeps pixels of each image"):
+        Gallery.open(filled.store.uri, toy, keep="first-pass")
+
+
+def test_vectors_are_those_of_the_first_pass(filled: Gallery, toy: Steerer):
+    ((names, outputs, evidence),) = filled.vectors()
+    assert len(names) == len(outputs) == len(evidence) == 12
+    glance = toy.glance(toy.pixels(open_image(names[3])))
+    np.testing.assert_allclose(outputs[3], glance.output[0], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(evidence[3], glance.places[0], atol=2e-3)
+    np.testing.assert_allclose(evidence.sum(1), 1, atol=5e-3)
+
+
 def test_the_contact_sheet_shows_every_hit(filled: Gallery, tmp_path: Path):
     from steering.search.sheet import contact_sheet
 

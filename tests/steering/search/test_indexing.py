@@ -293,7 +293,7 @@ def test_what_is_no_gallery_is_told(tmp_path: Path, toy: Steerer):
 def test_a_gallery_without_pixels_reads_the_files_when_it_looks(tmp_path: Path, toy: Steerer, photos, contents):
     paths = photos(3)
     with_pixels = Gallery.open(tmp_path / "with", toy)
-    without = Gallery.open(tmp_path / "without", toy, pixels=False)
+    without = Gallery.open(tmp_path / "without", toy, keep="nothing")
     for each in (with_pixels, without):
         each.add(paths, workers=0)
     assert without.store.card.side == 0
