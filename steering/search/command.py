@@ -25,7 +25,7 @@ INDEX_EPILOG = """\
 examples:
   steer index photos/                            into the default gallery; again, later, only what changed
   steer index photos/ scans/ --gallery mine      several folders, a gallery of their own
-  steer index photos/ --gallery fast --keep first-pass   110 KB an image instead of 27, searches three times as fast
+  steer index photos/ --gallery fast --keep first-pass   90 KB an image instead of 30, searches three times as fast
   steer index photos/ --json                     the report for a machine; bad files are listed in it
   steer index photos/ --engine ray --address auto    on a Ray cluster (pip install 'lrm-steering[ray]')
   steer index photos/ --gallery s3://bucket/gallery  in an object store
@@ -102,7 +102,7 @@ def index(argv: Sequence[str]) -> int:
         "--keep",
         choices=("pixels", "first-pass", "nothing"),
         help="of each image, in a new gallery: what the network saw (default, 27 KB), also what a steered pass starts "
-        "from (110 KB), or nothing: a search then reads the files",
+        "from (90 KB), or nothing: a search then reads the files",
     )
     parser.add_argument("--retry", action="store_true", help="read again what could not be read before")
     parser.add_argument("--prune", action="store_true", help="forget the images of a folder that is empty now")

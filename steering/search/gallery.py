@@ -112,7 +112,7 @@ class Gallery:
             steerer: the embedded model by default. create: whether to make one.
             keep: what a new gallery keeps of each image for later looks: `pixels` (the default), what the network saw
                 (27 KB at 96 px), so that no file need be read again; `first-pass`, also what a steered pass starts from
-                (83 KB more), so that a look costs a third; or `nothing`.
+                (60 KB more), so that a look costs a third; or `nothing`.
             storage_options: of an object store, see Lance.
 
         Raises:

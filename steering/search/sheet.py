@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def summary(hits: Hits) -> str:
     many = f"{hits.images:,} image{'' if hits.images == 1 else 's'}"
     if hits.frequency is None:
         return f"{hits.looked_at:,} of {many} looked at"
-    return f"{len(hits.present):,} shown here of {many}, {hits.looked_at:,} looked at"
+    return f"{len(hits.present):,} of these show it · {many}, {hits.looked_at:,} looked at"
 
 
 def _cell(axes: Axes, gallery: Gallery, hit: Hit, query: str | Goal) -> None:
@@ -65,6 +66,8 @@ def _cell(axes: Axes, gallery: Gallery, hit: Hit, query: str | Goal) -> None:
     except ImageError:
         axes.text(0.5, 0.5, "gone", size=9, color=MUTED, ha="center", va="center")
         return
+    if hit.looked_at:  # as strongly as it is believed among all that were looked at
+        look = replace(look, verdict=hit.verdict, probability=hit.probability)
     picture = look.picture.copy()
     picture.thumbnail((480, 480))
     shown = overlay(look, picture) if hit.looked_at else np.asarray(picture) / 255
