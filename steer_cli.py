@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] in (["index"], ["search"]):
             from steering.search import command
 
-            return getattr(command, arguments[0])(arguments[1:])
+            try:
+                return getattr(command, arguments[0])(arguments[1:])
+            except Exception:  # a defect must not look like "nothing found", which is 1
+                traceback.print_exc()
+                return 3
         return _run(arguments)
     except KeyboardInterrupt:
         print("steer: interrupted", file=sys.stderr)

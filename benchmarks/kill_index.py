@@ -1,7 +1,7 @@
 """An index that is killed again and again ends as one that was not: `python benchmarks/kill_index.py`.
 
-10,000 small images, `steer index` killed 20 times (SIGKILL) at random moments, then run to its end; and once without
-any kill. Every column of every row is compared.
+10,000 small files, one in a hundred no image; `steer index` killed 20 times (SIGKILL) at random moments, then run to
+its end; and once without any kill. Every column of every row is compared, and what was skipped.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ def images(folder: Path, count: int) -> None:
     for number in range(count):
         below = folder / f"{number // 500:03d}"
         below.mkdir(parents=True, exist_ok=True)
+        if number % 100 == 99:
+            (below / f"{number:05d}.jpg").write_bytes(b"no image")
+            continue
         left, top = int(rng.integers(0, sample.width - 80)), int(rng.integers(0, sample.height - 80))
         part = sample.crop((left, top, left + 64, top + 64))
         Image.blend(part, Image.new("RGB", part.size, tuple(rng.integers(0, 255, 3).tolist())), 0.3).save(
@@ -84,12 +87,14 @@ def rows(place: Path) -> int:
 
 
 def contents(place: Path) -> dict[str, Any]:
-    """Every column of every row; fails on a name that stands twice."""
+    """Every column of every row, and why others were skipped; fails on a name that stands twice."""
     from steering.search.store import Store
 
-    table = Store.open(place).images
-    names = [field.name for field in table.now().schema]
-    found = [row for batch in table.batches(names) for row in batch.to_pylist()]
+    found: list[dict[str, Any]] = []
+    store = Store.open(place)
+    for table in (store.images, store.skipped):
+        names = [field.name for field in table.now().schema]
+        found += [row for batch in table.batches(names) for row in batch.to_pylist()]
     by_name = {row["path"]: row for row in found}
     if len(by_name) < len(found):
         raise SystemExit(f"{len(found) - len(by_name)} names stand twice")

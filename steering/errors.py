@@ -7,6 +7,10 @@ class ImageError(ValueError):
     """An image that cannot be looked at. The message is one line that begins with the image's name."""
 
 
+class UnavailableError(ImageError):
+    """An image that cannot be had now, although nothing may be wrong with it: a disk, a right, memory is missing."""
+
+
 class QueryError(ValueError):
     """A query that cannot be understood: empty, or longer than the text encoder reads."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from steering.errors import ImageError, printable
+from steering.errors import ImageError, UnavailableError, printable
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1_000_000_000  # of a file: eight of every pixel, and more
@@ -145,16 +145,18 @@ def _one_line_errors(label: str) -> Iterator[None]:
     except ImageError:
         raise
     except MemoryError:
-        raise ImageError(f"{label}: needs more memory than there is") from None
+        raise UnavailableError(f"{label}: needs more memory than there is") from None
     except FileNotFoundError:
-        raise ImageError(f"{label}: no such file") from None
+        raise UnavailableError(f"{label}: no such file") from None
     except PermissionError:
-        raise ImageError(f"{label}: may not be read (permission denied)") from None
+        raise UnavailableError(f"{label}: may not be read (permission denied)") from None
     except UnidentifiedImageError:
         raise ImageError(f"{label}: is not an image of a kind that is read ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{label}: more than the {MAX_PIXELS / 1e6:.0f} megapixels that are opened") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        if isinstance(error, OSError) and error.errno is not None:  # the system, not a decoder
+            raise UnavailableError(f"{label}: cannot be read ({error.strerror})") from None
         raise ImageError(f"{label}: {_one_line(error)}") from None
 
 

@@ -130,7 +130,7 @@ class Steerer:
         self.verdicts, self.defaults, self.device = dict(verdicts), defaults, device
         self._load_language, self._load_prototypes = language, prototypes
         self._loading = threading.RLock()
-        self._understand = lru_cache(1024)(self._understand_anew)  # a folder of images asks the same words each time
+        self._understand_words = lru_cache(1024)(self._understand_anew)  # a folder of images asks the same each time
 
     @classmethod
     def load(
@@ -250,7 +250,7 @@ class Steerer:
 
     def goal(self, query: str, *, seed: int = 0) -> Float[Tensor, " m"]:
         """The goal vector of one query, in logits of the backbone. Raises like `understand`."""
-        return self._understand(query, seed).vector.clone()
+        return self.understand(query, seed=seed).vector.clone()
 
     def understand(self, query: str, *, seed: int = 0) -> Goal:
         """Words, or arithmetic on words and images (see `steering.algebra.parse`), understood.
@@ -258,9 +258,6 @@ class Steerer:
         Raises:
             QueryError: it is empty, too long, or not well formed. ImageError: an image among the terms cannot be read.
         """
-        return self._understand(query, seed)
-
-    def _understand_anew(self, query: str, seed: int) -> Goal:
         from steering.algebra import is_plain, parse
 
         terms = parse(query) if query.strip() else ()
@@ -269,7 +266,7 @@ class Steerer:
         understood = [self.image_goal(t.text) if t.is_image else self._understand_words(t.text, seed) for t in terms]
         return self.combine([(term.weight, goal) for term, goal in zip(terms, understood, strict=True)], query)
 
-    def _understand_words(self, words: str, seed: int) -> Goal:
+    def _understand_anew(self, words: str, seed: int) -> Goal:
         familiarity = float(self.familiarity(self.embed([words]))[0])
         return Goal(words, self.goals([words], seed=seed)[0], self.language.prior.source, familiarity)
 
@@ -415,8 +412,9 @@ class Steerer:
         """`present`, `absent` or `unsure` for a probability by `seek`; None without one."""
         if probability is None:
             return None
-        source = goal.terms[0][1].source if goal.terms else goal.source
-        return self.verdicts[source].answer(probability)
+        while goal.terms:
+            goal = goal.terms[0][1]
+        return self.verdicts[goal.source].answer(probability)
 
     def steering(
         self, goals: Float[Tensor, "b m"], strength: Strength | None = None, passes: int | None = None
@@ -465,7 +463,7 @@ class Steerer:
         if isinstance(queries, str | Goal) or not queries:
             raise QueryError(f"expected a list of queries, got {queries!r}")
         start = time.perf_counter()
-        understood = [q if isinstance(q, Goal) else self._understand(q, seed) for q in queries]
+        understood = [q if isinstance(q, Goal) else self.understand(q, seed=seed) for q in queries]
         for goal in understood:
             if goal.vector.shape != (len(self.class_names),):
                 width, got = len(self.class_names), tuple(goal.vector.shape)

@@ -125,7 +125,9 @@ def test_the_contact_sheet_is_drawn(tmp_path: Path, capsys, monkeypatch: pytest.
         (["search", "a cat", "--gallery", "/nowhere/at/all"], "no gallery there; `steer index FOLDER"),
         (["search", "a cat", "--where", "widht > 3"], "Did you mean 'width'"),
         (["search", "a cat", "--threshold", "7"], "threshold: got 7, expected a probability"),
-        (["search", "a cat", "--top", "0"], "expected a whole number of at least 1"),
+        (["search", "a cat", "--top", "0"], "expected a whole number from 1 to 1,000,000,000"),
+        (["search", "a cat", "--top", "99999999999999999999"], "expected a whole number from 1"),
+        (["search", "--query-image", ""], "no such file"),
         (["search", "cat + - dog"], "a term is empty"),
         (["search", "--query-image", "nowhere.jpg"], "nowhere.jpg: no such file"),
         (["search", "a cat", "--contact-sheet", "/nowhere/x.png"], "no such folder"),
@@ -165,7 +167,11 @@ def test_an_interrupt_keeps_what_was_done(home: Path, tmp_path: Path):
     code = "import sys, steer_cli, steering.search.indexing as i; i.COMMIT_ROWS = 1; "
     code += "sys.exit(steer_cli.main(sys.argv[1:]))"
     process = subprocess.Popen(
-        [line[0], "-c", code, *line[2:]], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [line[0], "-c", code, *line[2:]],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     from steering.errors import GalleryError
     from steering.search.store import Store

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steering.search.indexing import Report
 
 VARIABLE = "STEER_GALLERY"
+MOST = 1_000_000_000
 INDEX_EPILOG = """\
 examples:
   steer index photos/                            into the default gallery; again, later, only what changed
@@ -83,8 +84,8 @@ def _whole(least: int) -> Any:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least {least}")
+        if not least <= value <= MOST:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number from {least} to {MOST:,}")
         return value
 
     return parse
@@ -215,9 +216,10 @@ def search(argv: Sequence[str]) -> int:
 
         steerer = Steerer.load(given.model, prior=given.prior, text=given.text, device=given.device)
         gallery = Gallery.open(place, steerer, create=False)
-        goal = (
-            steerer.image_goal(given.query_image) if given.query_image else gallery.goal(given.query, seed=given.seed)
-        )
+        if given.query_image is not None:
+            goal = steerer.image_goal(given.query_image)
+        else:
+            goal = gallery.goal(given.query, seed=given.seed)
         hits = gallery.search(
             goal, top=given.top, rerank=given.rerank, where=given.where, threshold=given.threshold, seed=given.seed
         )
@@ -256,18 +258,23 @@ def _print(hits: Hits, given: argparse.Namespace) -> None:
         about = {"query": hits.query, "images": hits.images, "looked_at": hits.looked_at, "frequency": hits.frequency}
         print(json.dumps({**about, "seconds": round(hits.seconds, 4), "hits": [hit.as_dict() for hit in hits]}))
     else:
-        print(_text(hits))
+        print(_text(hits, given.threshold))
 
 
-def _text(hits: Hits) -> str:
+def _text(hits: Hits, threshold: float | None) -> str:
     """The answer in a sentence, then a line for each hit."""
     query, present = printable(hits.query), hits.present
     many = f"{hits.images:,} image{'' if hits.images == 1 else 's'}"
     work = f"{many}, {hits.looked_at:,} looked at, {hits.seconds:.2f} s"
     if not hits.images:
         return f"There is no image to search for “{query}”."
-    if hits.frequency is None:
-        head = f"“{query}”, by evidence; this model has no calibrated verdict ({work})"
+    if threshold is not None:
+        some = f"{len(hits)} of the images reach" if hits else "no image reaches"
+        head = f"“{query}”: {some} {threshold:.0%} ({work})"
+    elif not hits.looked_at:
+        head = f"“{query}”, by the first pass alone ({work})"
+    elif hits.frequency is None:
+        head = f"“{query}”, by evidence; this model has no calibrated verdict for such a goal ({work})"
     elif present:
         head = f"“{query}”: {len(present):,} of the hits below show it ({work})"
     else:

@@ -23,7 +23,7 @@ import numpy as np
 from loky.process_executor import ProcessPoolExecutor
 from PIL import Image
 
-from steering.errors import ImageError, printable
+from steering.errors import ImageError, UnavailableError, printable
 from steering.images import open_image, read_file
 from steering.search.files import Found, Unreadable
 
@@ -84,7 +84,10 @@ def read(task: Task, side: int) -> Read:
         small = picture.resize((side, side), Image.Resampling.BILINEAR)
     except ImageError as error:
         label = printable(content) if isinstance(content, str | os.PathLike) else "image"
-        return Unreadable(name, found.size, found.modified, str(error).removeprefix(f"{label}: "))
+        reason, passing = str(error).removeprefix(f"{label}: "), isinstance(error, UnavailableError)
+        return Unreadable(name, found.size, found.modified, reason, passing=passing)
+    except Exception as error:  # an object that is no image at all
+        return Unreadable(name, found.size, found.modified, f"is no image ({printable(str(error))[:160]})")
     return Decoded(name, size, found.modified, digest, *picture.size, np.asarray(small), difference_hash(small))
 
 
@@ -96,7 +99,7 @@ def difference_hash(picture: Image.Image) -> int:
 
 def _digest(content: Any) -> str:
     if isinstance(content, Image.Image):
-        content = np.asarray(content)
+        content = np.asarray(content.convert("RGBA") if content.mode == "P" else content)  # colours, not their numbers
     if isinstance(content, np.ndarray):
         shape = f"{content.shape}{content.dtype}".encode()
         return hashlib.sha256(shape + np.ascontiguousarray(content).tobytes()).hexdigest()
@@ -133,10 +136,9 @@ def read_all(tasks: Iterable[Task], side: int, workers: int) -> Iterator[Read]:
                 yield from future.result()
             except BrokenProcessPool:
                 _stop(pool)
-                lost = [chunk, *(chunk for chunk, _ in flying)]
+                lost = [(chunk, future), *flying]
                 flying.clear()
-                for task in (task for chunk in lost for task in chunk):
-                    yield _read_alone(task, side)
+                yield from _again(lost, side)
                 pool = _pool(workers)
     finally:
         _stop(pool)
@@ -148,12 +150,21 @@ def _broken() -> Future[list[Read]]:
     return future
 
 
-def _read_alone(task: Task, side: int) -> Read:
+def _again(lost: Iterable[tuple[list[Task], Future[list[Read]]]], side: int) -> Iterator[Read]:
+    """What was in flight when a worker died: results that were there, the rest one by one in a process beside this."""
     pool = _pool(1)
     try:
-        return pool.submit(read, task, side).result()
-    except BrokenProcessPool:
-        return Unreadable(task.found.name, task.found.size, task.found.modified, "made its reader crash")
+        for chunk, future in lost:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                yield from future.result()
+                continue
+            for task in chunk:
+                try:
+                    yield pool.submit(read, task, side).result()
+                except BrokenProcessPool:
+                    _stop(pool)
+                    pool = _pool(1)
+                    yield Unreadable(task.found.name, task.found.size, task.found.modified, "made its reader crash")
     finally:
         _stop(pool)
 

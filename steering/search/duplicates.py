@@ -52,9 +52,9 @@ def _alike(store: Store, names: list[str], looks: np.ndarray) -> Iterator[tuple[
             while len(bucket) > 1:
                 here, rest = bucket[0], bucket[1:]
                 close = np.bitwise_count(looks[rest] ^ looks[here]) <= BITS
-                if close.any():
-                    yield from _confirmed(store, names, int(here), rest[close].tolist())
-                bucket = rest[~close]
+                same = list(_confirmed(store, names, int(here), rest[close].tolist())) if close.any() else []
+                yield from same
+                bucket = rest[~np.isin(rest, [other for _, other in same])]
 
 
 def _confirmed(store: Store, names: list[str], here: int, others: list[int]) -> Iterator[tuple[int, int]]:

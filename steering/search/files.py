@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from PIL import Image
 
 from steering.errors import ImageError, printable
 from steering.images import SUFFIXES
 
 ESCAPE = "bytes:"
+LATEST = 2**63 - 1  # nanoseconds
 
 
 def to_text(path: str) -> str:
@@ -51,13 +53,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What was found and cannot be indexed, and why in one line."""
+    """What was found and cannot be indexed, and why in one line.
+
+    passing: it may be read another time, although the file stays as it is.
+    """
 
     name: str
     size: int
     modified: int
     reason: str
     kind: Literal["file", "folder"] = "file"
+    passing: bool = False
 
 
 def scan(paths: Iterable[str | os.PathLike]) -> Iterator[Found | Unreadable]:
@@ -118,16 +124,17 @@ def _stat(path: str) -> Found | Unreadable:
     try:
         status = os.stat(path)
     except OSError as error:
-        return Unreadable(name, 0, 0, f"cannot be read ({error.strerror})")
+        return Unreadable(name, 0, 0, f"cannot be read ({error.strerror})", passing=True)
+    modified = min(max(status.st_mtime_ns, -LATEST), LATEST)  # some clocks say 2300
     if not stat.S_ISREG(status.st_mode):
-        return Unreadable(name, 0, status.st_mtime_ns, "is not a regular file")
-    return Found(name, status.st_size, status.st_mtime_ns, path)
+        return Unreadable(name, 0, modified, "is not a regular file")
+    return Found(name, status.st_size, modified, path)
 
 
 def entries(source: Any) -> Iterator[Found | Unreadable]:
     """Anything that can be indexed: a path, paths, an ImageFolder, a `datasets.Dataset`, or (name, image) pairs.
 
-    A data set's images are named `NAME/SPLIT#ROW`, those of an ImageFolder by their files.
+    A data set's images are named `NAME-FINGERPRINT/SPLIT#ROW`, those of an ImageFolder by their files.
 
     Raises:
         ImageError: a path does not exist. ValueError: it is none of these.
@@ -135,7 +142,9 @@ def entries(source: Any) -> Iterator[Found | Unreadable]:
     if isinstance(source, str | os.PathLike):
         return scan([source])
     if hasattr(source, "samples") and hasattr(source, "classes"):  # torchvision's ImageFolder
-        return scan(path for path, _ in source.samples)
+        return (_stat(os.path.abspath(path)) for path, _ in source.samples)
+    if isinstance(source, Mapping):
+        raise ValueError(f"expected one data set, got several: index each of {', '.join(map(str, source))}")
     if hasattr(source, "features") and hasattr(source, "cast_column"):
         return _dataset(source)
     if isinstance(source, Iterable):
@@ -148,26 +157,39 @@ def _each(source: Iterable[Any]) -> Iterator[Found | Unreadable]:
         if isinstance(item, str | os.PathLike):
             yield from scan([item])
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str | os.PathLike):
-            yield Found(to_text(os.fsdecode(item[0])), 0, 0, item[1])
+            yield _given(to_text(os.fsdecode(item[0])), item[1])
         else:
             raise ValueError(f"expected files or (name, image) pairs, got {type(item).__name__}")
 
 
-def _dataset(data: Any) -> Iterator[Found]:
-    """The first image column of a `datasets.Dataset`, undecoded."""
-    from datasets import Image
+def _given(name: str, content: Any) -> Found | Unreadable:
+    if isinstance(content, Image.Image):
+        try:  # here: a picture that is not loaded cannot be sent to a worker
+            content.load()
+        except Exception as error:  # decoders raise nearly anything
+            return Unreadable(name, 0, 0, f"is damaged ({printable(str(error))[:160]})")
+    return Found(name, 0, 0, content)
 
-    columns = [name for name, feature in data.features.items() if isinstance(feature, Image)]
+
+def _dataset(data: Any) -> Iterator[Found | Unreadable]:
+    """The first image column of a `datasets.Dataset`, undecoded."""
+    from datasets import Image as ImageFeature
+
+    columns = [name for name, feature in data.features.items() if isinstance(feature, ImageFeature)]
     if not columns:
         raise ValueError(f"no image column among {', '.join(data.features)}")
-    origin = "/".join(str(part) for part in (data.info.dataset_name or "dataset", data.split or "all"))
-    for row, item in enumerate(data.select_columns(columns[:1]).cast_column(columns[0], Image(decode=False))):
+    # Two folders loaded by one builder share its name; their fingerprints, which say how they came about, differ.
+    origin = f"{data.info.dataset_name or 'dataset'}-{data._fingerprint[:8]}/{data.split or 'all'}"
+    for row, item in enumerate(data.select_columns(columns[:1]).cast_column(columns[0], ImageFeature(decode=False))):
         cell = item[columns[0]]
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            yield Unreadable(f"{origin}#{row}", 0, 0, "holds no image")
+            continue
         content = cell["bytes"] if cell["bytes"] is not None else cell["path"]
         yield Found(f"{origin}#{row}", 0 if cell["bytes"] is None else len(cell["bytes"]), 0, content)
 
 
 def file_of(name: str) -> str | None:
-    """The file that a name stands for, if there is one now."""
+    """The file that a name stands for, if there is one now. Names that were given to images are no files."""
     path = to_path(name)
-    return path if Path(path).is_file() else None
+    return path if os.path.isabs(path) and os.path.isfile(path) else None

@@ -64,7 +64,7 @@ class Hit:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in self.__dict__.items()}
-        return {**rounded, "path": printable(self.path)}
+        return rounded
 
 
 class Hits(list[Hit]):
@@ -167,10 +167,7 @@ class Gallery:
         """
         made = engine or local_engine(self.steerer, workers, first_pass=self.store.card.first_pass)
         options = {"retry": retry, "prune": prune, "keep_pixels": self.store.card.side > 0, "progress": progress}
-        try:
-            return update(self.store, self.steerer.class_names, source, made, **options)
-        except OSError as error:
-            raise GalleryError(f"{self.store.uri} cannot be written: {str(error).splitlines()[0][:300]}") from None
+        return update(self.store, self.steerer.class_names, source, made, **options)
 
     def skipped(self) -> dict[str, str]:
         """Files that could not be indexed, and why."""
@@ -220,8 +217,8 @@ class Gallery:
         """
         if top < 1 or rerank < 0:
             raise ValueError(f"top: got {top}, expected at least 1; rerank: got {rerank}, expected at least 0")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold: got {threshold:g}, expected a probability, 0 to 1")
+        if threshold is not None and not (0 <= threshold <= 1 and rerank):
+            raise ValueError(f"threshold: got {threshold:g}, expected a probability, 0 to 1, and `rerank` above 0")
         start = time.perf_counter()
         goal = self.goal(query, seed=seed)
         total = self.store.count(where)
@@ -229,7 +226,11 @@ class Gallery:
         rows = [] if found is None else found.to_pylist()
         candidates = rows[:rerank]
         looks = self._look_for(goal, candidates, strength=strength, passes=passes)
-        share = None if looks.alone is None else frequency(looks.alone, total)
+        if threshold is not None and looks.alone is None:
+            raise ValueError(
+                f"threshold: {self.store.card.model} has no calibrated verdict for goals by {goal.source!r}"
+            )
+        share = None if looks.alone is None or not candidates else frequency(looks.alone, total)
         hits = [*_ranked(candidates, looks, share, self.steerer, goal), *map(_unseen, rows[rerank:])]
         if threshold is not None:
             hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
@@ -247,6 +248,8 @@ class Gallery:
 
         Raises: like `search`.
         """
+        if page < 1:
+            raise ValueError(f"page: got {page}, expected at least 1")
         goal = self.goal(query, seed=seed)
         self.store.count(where)
         scores, names = self._scores(direction(goal), where)
@@ -292,7 +295,7 @@ class Gallery:
         Raises:
             ImageError: neither is there any longer. Otherwise like `Steerer.look`.
         """
-        goal = self.goal(query)
+        goal = self.goal(query, seed=options.get("seed", 0))
         name = to_text(hit.path)
         if (file := file_of(name)) is not None:
             try:

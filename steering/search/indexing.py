@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import loky
 import numpy as np
 import pyarrow as pa
 
-from steering.errors import printable
 from steering.search.decode import Decoded, Read, Same, Task, read_all
-from steering.search.files import Found, Unreadable, entries, is_below, roots
+from steering.search.files import Found, Unreadable, entries, is_below, roots, to_path
 from steering.search.store import SKIPPED_SCHEMA, Store, image_schema
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        skipped = [{"path": printable(name), "reason": reason} for name, reason in self.skipped.items()]
+        skipped = [{"path": to_path(name), "reason": reason} for name, reason in self.skipped.items()]
         values = {**self.__dict__, "seconds": round(self.seconds, 3), "skipped": skipped}
         folders: dict[str, dict[str, Any]] = {"unlisted": {**self.unlisted}, "kept": {**self.kept}}
-        return {**values, **{key: {printable(n): v for n, v in found.items()} for key, found in folders.items()}}
+        return {**values, **{key: {to_path(n): v for n, v in found.items()} for key, found in folders.items()}}
 
 
 Engine = Callable[[Iterable[Task]], Iterator[Indexed | Same | Unreadable]]
@@ -81,7 +81,7 @@ def local_engine(
 
     first_pass: whether to keep what a steered pass starts from.
     """
-    count = (os.cpu_count() or 1) if workers is None else workers
+    count = loky.cpu_count() if workers is None else workers  # those that this process may use
 
     def run(tasks: Iterable[Task]) -> Iterator[Indexed | Same | Unreadable]:
         return first_passes(steerer, read_all(tasks, steerer.preprocessing.size, count), batch, first_pass)
@@ -131,6 +131,9 @@ class Indexer:
         self.retry, self.prune, self.keep_pixels = retry, prune, keep_pixels
         self.report = Report()
         self._known = {name: (size, modified, sha) for name, size, modified, sha in store.known()}
+        self._reasons = {
+            r["path"]: r["reason"] for b in store.skipped.batches(("path", "reason")) for r in b.to_pylist()
+        }
         self._rows: list[Indexed] = []
         self._moved: list[tuple[str, Same]] = []
         self._failed: list[Unreadable] = []
@@ -142,6 +145,11 @@ class Indexer:
     def plan(self, source: Any) -> tuple[Iterable[Task], int | None]:
         """What has to be read, and how much that is if it is known before."""
         folders = _folders(source)
+        if folders and self.prune:  # a folder that is gone may be forgotten
+            gone = {
+                f for f in folders if not os.path.lexists(to_path(f)) and any(is_below(n, [f]) for n in self._known)
+            }
+            source = [to_path(folder) for folder in folders if folder not in gone]
         if folders is None:
             return (task for task in map(self._task, entries(source)) if task), _length(source)
         tasks: list[Task] = []
@@ -171,7 +179,8 @@ class Indexer:
                 self.report.unchanged += 1
                 return None
             if not self.retry:
-                self.report.skipped[entry.name] = "could not be read before, and has not changed since"
+                reason = self._reasons.get(entry.name, "could not be read")
+                self.report.skipped[entry.name] = f"{reason} (as before; --retry reads it again)"
                 return None
         return Task(entry, frozenset() if sha is None else frozenset([sha]))
 
@@ -230,18 +239,23 @@ class Indexer:
 
     def _fail(self, item: Unreadable) -> None:
         self.report.skipped[item.name] = item.reason
-        self._failed.append(item)
+        if not item.passing:  # otherwise what is known of it stays, and the next run tries again
+            self._failed.append(item)
 
     def commit(self) -> None:
-        """Write what has gathered."""
-        store, known = self.store, self._known
-        rows = [*self._rows]
+        """Write what has gathered.
+
+        What leaves a table leaves it first: a kill between two commits forgets an image, which the next run finds, and
+        never leaves it in both.
+        """
+        store, known, rows = self.store, self._known, [*self._rows]
+        if not (rows or self._moved or self._failed):
+            return
+        store.skipped.delete([i.image.name for i in rows if known.get(i.image.name, (0, 0, ""))[2] is None])
         if rows:
             store.images.upsert(self._table(rows))
         if self._moved:
             self._move()
-        recovered = [i.image.name for i in rows if known.get(i.image.name, (0, 0, ""))[2] is None]
-        store.skipped.delete(recovered)
         if self._failed:
             columns = {
                 "path": [item.name for item in self._failed],
@@ -249,8 +263,8 @@ class Indexer:
                 "modified": pa.array([item.modified for item in self._failed], pa.int64()).cast(pa.timestamp("ns")),
                 "reason": [item.reason for item in self._failed],
             }
-            store.skipped.upsert(pa.table(columns, schema=SKIPPED_SCHEMA))
             store.images.delete([i.name for i in self._failed if known.get(i.name, (0, 0, None))[2] is not None])
+            store.skipped.upsert(pa.table(columns, schema=SKIPPED_SCHEMA))
         self._rows, self._moved, self._failed = [], [], []
         self._committed = time.monotonic()
         if self._committed - self._tidied > TIDY_SECONDS:
@@ -313,7 +327,7 @@ class Indexer:
         self.report.deleted = sum(self._known[n][2] is not None and n not in self._renamed for n in gone)
         for start in range(0, len(gone), 10_000):
             part = gone[start : start + 10_000]
-            self.store.images.delete([name for name in part if self._known[name][2] is not None])
+            self.store.images.delete(part)
             self.store.skipped.delete([name for name in part if self._known[name][2] is None])
         self.store.finish()
         self.report.images = self.store.count()

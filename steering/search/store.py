@@ -10,6 +10,7 @@ with pylance 14). Imports no torch: a search service needs 300 MB, not a gigabyt
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 INDEX_FROM = 100_000  # rows; fewer are searched exactly, in tens of milliseconds
 PROBES, REFINE = 24, 4  # partitions looked into, and how many times k candidates are compared exactly
+MOST_BY_INDEX = 1000  # results; who wants more gets them from an exact search
 KEEP_VERSIONS = timedelta(minutes=5)  # readers of an older version may still be at work
 FRAGMENT_ROWS = 32_768  # fragments of fewer rows are joined; larger ones are never written again
 KEY = {"lance-schema:unenforced-primary-key": "true"}  # without it concurrent upserts double rows
@@ -100,18 +102,20 @@ class Table:
         self._session = lance.Session(index_cache_size_bytes=256 << 20, metadata_cache_size_bytes=64 << 20)
 
     @classmethod
-    def create(cls, uri: str, schema: pa.Schema, metadata: dict[str, str], options: dict[str, str] | None) -> None:
-        """Make an empty table unless there is one; of several processes that try at once one wins, whole."""
+    def create(cls, uri: str, schema: pa.Schema, options: dict[str, str] | None) -> None:
+        """Make an empty table unless there is one. On disk, of several processes that try at once one wins, whole.
+
+        In an object store, two that begin a gallery at the same moment may lose what one of them writes first.
+        """
         if "://" in uri and not uri.startswith("file://"):
-            made = lance.write_dataset(schema.empty_table(), uri, storage_options=options)
-            made.update_metadata({**metadata})
+            if _metadata(uri, options) is None:
+                lance.write_dataset(schema.empty_table(), uri, storage_options=options)
             return
         path = uri.removeprefix("file://")
         parent = os.path.dirname(path)
         os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".new-") as beside:
-            made = lance.write_dataset(schema.empty_table(), os.path.join(beside, "table"))
-            made.update_metadata({**metadata})
+            lance.write_dataset(schema.empty_table(), os.path.join(beside, "table"))
             try:
                 os.rename(os.path.join(beside, "table"), path)
             except OSError:
@@ -133,13 +137,22 @@ class Table:
         if len(last) < len(rows):  # Lance would insert both
             rows = rows.take(sorted(last.values()))
         merge = self.now().merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
-        merge.conflict_retries(50).use_index(False).execute(rows)
+        with self._writing():
+            merge.conflict_retries(50).use_index(False).execute(rows)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete the rows of these names, those that there are. One commit."""
         if names:
             keys = pa.table({"path": pa.array(names, pa.string())})
-            self.now().merge_insert("path").when_matched_delete().use_index(False).execute(keys)
+            with self._writing():
+                self.now().merge_insert("path").when_matched_delete().use_index(False).execute(keys)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise GalleryError(f"{self.uri} cannot be written: {_first_line(error)}") from None
 
     def batches(self, columns: Sequence[str], where: str | None = None, rows: int = 8192) -> Iterator[pa.RecordBatch]:
         """All rows of one version, in bounded memory."""
@@ -193,8 +206,8 @@ class Store:
                 raise GalleryError(f"{place}: no gallery there; `steer index FOLDER --gallery {place}` makes one")
             metadata = {"gallery": json.dumps(asdict(card))}
             try:
-                Table.create(_join(place, "skipped.lance"), SKIPPED_SCHEMA, metadata, options)
-                Table.create(images, image_schema(card.classes), metadata, options)
+                Table.create(_join(place, "skipped.lance"), SKIPPED_SCHEMA, options)
+                Table.create(images, image_schema(card.classes).with_metadata(metadata), options)
             except OSError as error:
                 raise GalleryError(f"{place}: a gallery cannot be made there: {_first_line(error)}") from None
             found = _metadata(images, options) or {}
@@ -233,7 +246,7 @@ class Store:
             GalleryError: the condition cannot be understood.
         """
         search: dict[str, Any] = {"column": "evidence", "q": query.astype(np.float32), "k": count, "metric": "cosine"}
-        if exact:
+        if exact or count > MOST_BY_INDEX:
             search["use_index"] = False
         else:
             search |= {"minimum_nprobes": PROBES, "refine_factor": REFINE}
@@ -292,7 +305,7 @@ class Store:
                     raise
 
     def build_index(self, rows: int) -> None:
-        """Build the index (IVF with RaBitQ codes), or add to it what came since; anew when a tenth is new."""
+        """Build the index (IVF, RaBitQ codes), anew when a tenth of the rows is new; they are searched all the same."""
         data = self.images.now()
         names = [index.name for index in data.describe_indices()]
         if names:
@@ -300,7 +313,8 @@ class Store:
             if fresh * 10 < rows:
                 return
         partitions = max(round(rows**0.5), 1)
-        data.create_index("evidence", "IVF_RQ", metric="cosine", num_partitions=partitions, replace=True)
+        kind = "IVF_FLAT" if self.card.classes % 8 else "IVF_RQ"  # RaBitQ takes multiples of 8
+        data.create_index("evidence", kind, metric="cosine", num_partitions=partitions, replace=True)
 
 
 class _condition:
@@ -324,7 +338,8 @@ class _condition:
 def _metadata(uri: str, options: dict[str, str] | None) -> dict[str, str] | None:
     """A table's own metadata; None if there is no such table."""
     try:
-        return dict(lance.dataset(uri, storage_options=options).metadata)
+        found = lance.dataset(uri, storage_options=options).schema.metadata or {}
+        return {key.decode(): value.decode() for key, value in found.items()}
     except (ValueError, OSError) as error:
         if "not found" in str(error).lower():
             return None

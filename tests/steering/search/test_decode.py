@@ -102,6 +102,7 @@ def test_a_worker_that_dies_costs_the_image_that_killed_it_and_no_other(photos: 
     assert {item.name for item in seen} == {"deadly", *map(str, photos)}
     bad = [item for item in seen if not isinstance(item, Decoded)]
     assert bad == [Unreadable("deadly", 0, 0, "made its reader crash")]
+    assert sum(item.name == str(photos[0]) for item in seen) == 9  # none read twice
 
 
 def test_few_images_are_in_flight_however_many_there_are(photos: list[Path]):

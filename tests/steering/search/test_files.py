@@ -99,8 +99,8 @@ def test_image_folders_data_sets_and_pairs_can_be_indexed(tmp_path: Path):
     first, second = entries(data)
     assert isinstance(first, Found)
     assert isinstance(second, Found)
-    assert (first.name, first.content) == ("dataset/all#0", picture.read_bytes())
-    assert (second.name, second.content) == ("dataset/all#1", str(picture))
+    assert (first.name, first.content) == (f"dataset-{data._fingerprint[:8]}/all#0", picture.read_bytes())
+    assert (second.name, second.content) == (f"dataset-{data._fingerprint[:8]}/all#1", str(picture))
     (pair,) = entries([("mine", Image.new("RGB", (4, 4)))])
     assert pair.name == "mine"
     with pytest.raises(ValueError, match="no image column among n"):
@@ -112,5 +112,5 @@ def test_image_folders_data_sets_and_pairs_can_be_indexed(tmp_path: Path):
 
 
 def test_a_name_without_a_file_has_none(tmp_path: Path):
-    assert file_of("dataset/all#0") is None
+    assert file_of("dataset-1234/all#0") is None
     assert file_of(str(touch(tmp_path / "a.png"))) == str(tmp_path / "a.png")

@@ -1,5 +1,6 @@
 """Search: candidates by the first pass, looked at, ranked, judged; and everything that reads a gallery."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,7 +81,6 @@ def test_a_threshold_drops_hits_and_wrong_settings_are_told(filled: Gallery):
     everything = filled.search("a cat", top=12)
     middle = everything[5].probability
     assert len(filled.search("a cat", top=12, threshold=middle)) == sum(h.probability >= middle for h in everything)
-    assert not filled.search("a cat", threshold=1.0, rerank=0)
     for wrong in ({"top": 0}, {"rerank": -1}, {"threshold": 1.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             filled.search("a cat", **wrong)
@@ -144,6 +144,61 @@ def test_a_hit_can_be_looked_at_whole_even_when_its_file_is_gone(filled: Gallery
         filled.look(hit, "a cat")
 
 
+def test_names_that_were_given_are_no_files(gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    open_image("sample:coffee").save("mine.jpg")
+    gallery.add([("mine.jpg", open_image("sample:cat").resize((90, 60)))], workers=0)
+    (hit,) = gallery.search("a cat")
+    assert gallery.look(hit, "a cat").picture.size != open_image("mine.jpg").size
+
+
+def test_an_image_that_changes_is_another_query(filled: Gallery, tmp_path: Path):
+    query = tmp_path / "q.png"
+    vectors = []
+    for sample in ("sample:cat", "sample:coffee"):
+        open_image(sample).save(query)
+        vectors.append(filled.goal(f"image:{query} + a cat").vector)
+    assert not torch.allclose(*vectors)
+
+
+def test_goals_of_goals_have_an_answer(filled: Gallery, toy: Steerer):
+    inner = toy.understand("a cat - a teapot")
+    hits = filled.search(toy.combine([(1.0, inner), (1.0, toy.understand("a lemon"))], "both"))
+    assert hits[0].verdict is not None
+    with pytest.raises(ValueError, match="page: got 0"):
+        next(filled.stream("a cat", page=0))
+
+
+def test_without_a_look_nothing_is_judged(filled: Gallery, toy: Steerer):
+    hits = filled.search("a cat", rerank=0)
+    assert hits.frequency is None
+    with pytest.raises(ValueError, match="threshold"):
+        filled.search("a cat", rerank=0, threshold=0.5)
+    with pytest.raises(ValueError, match="no calibrated verdict for goals by 'image'"):
+        filled.search(toy.image_goal("sample:cat"), threshold=0.5)
+
+
+def test_flat_images_of_one_colour_are_duplicates_whatever_else_is_flat(gallery: Gallery, tmp_path: Path):
+    (tmp_path / "flat").mkdir()
+    for name, colour, size in (("a", 0, 100), ("b", 255, 100), ("c", 255, 150), ("d", 1, 90)):
+        Image.new("L", (size, size), colour).save(tmp_path / "flat" / f"{name}.png")
+    gallery.add(tmp_path / "flat", workers=0)
+    near = [[Path(path).stem for path in group] for group in gallery.duplicates(near=True)]
+    assert near == [["a", "d"], ["b", "c"]]
+
+
+def test_palettes_count_as_content():
+    from steering.search.decode import Decoded, Task, read
+    from steering.search.files import Found
+
+    pictures = [
+        Image.new("RGB", (8, 8), colour).convert("P", palette=Image.Palette.ADAPTIVE) for colour in ("red", "blue")
+    ]
+    seen = [read(Task(Found("x", 0, 0, picture)), 8) for picture in pictures]
+    assert all(isinstance(item, Decoded) for item in seen)
+    assert seen[0].sha256 != seen[1].sha256
+
+
 def test_duplicates_are_found_by_content_and_by_look(gallery: Gallery, tmp_path: Path):
     cat, coffee = open_image("sample:cat"), open_image("sample:coffee")
     folder = tmp_path / "many"
@@ -172,7 +227,7 @@ def test_names_that_are_no_text_are_searched_and_found(gallery: Gallery, tmp_pat
     assert all(hit.looked_at for hit in hits)
     for hit in hits:
         assert gallery.look(hit, "a cat").picture.size == (40, 40)
-        hit.as_dict()["path"].encode()
+        assert json.loads(json.dumps(hit.as_dict()))["path"] == hit.path
 
 
 def test_a_stored_first_pass_is_taken_instead_of_pixels(

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from steering import Gallery, GalleryError, Steerer
+from steering import Gallery, GalleryError, ImageError, Steerer
+from steering.errors import UnavailableError
 from steering.images import open_image
-from steering.search import indexing, store
+from steering.search import decode, indexing, store
 from steering.search.indexing import local_engine
 
 
@@ -132,7 +134,8 @@ def test_bad_files_are_skipped_listed_not_read_again_and_taken_when_mended(
     assert "is not an image" in report.skipped[str(bad)]
     assert gallery.skipped() == report.skipped
     again = gallery.add(good.parent, workers=0)
-    assert again.skipped == {str(bad): "could not be read before, and has not changed since"}
+    assert again.skipped[str(bad)].startswith("is not an image")
+    assert again.skipped[str(bad)].endswith("(as before; --retry reads it again)")
     assert "is not an image" in gallery.add(good.parent, workers=0, retry=True).skipped[str(bad)]
     show(bad)
     assert counts(gallery.add(good.parent, workers=0)) == {"new": 1, "unchanged": 1}
@@ -146,6 +149,115 @@ def test_bad_files_are_skipped_listed_not_read_again_and_taken_when_mended(
     assert gallery.skipped() == {}
 
 
+def test_a_failure_that_may_pass_is_tried_again_and_costs_no_row(gallery: Gallery, photos, monkeypatch, counts):
+    paths = photos(3)
+    gallery.add(paths[0].parent, workers=0)
+    new = photos(1, first=7)[0]
+    os.utime(paths[0], (5, 5))
+    read = decode.read_file
+
+    def flaky(path):
+        if os.fspath(path) in (str(paths[0]), str(new)):
+            raise UnavailableError(f"{path}: cannot be read (Input/output error)")
+        return read(path)
+
+    monkeypatch.setattr(decode, "read_file", flaky)
+    report = gallery.add(new.parent, workers=0)
+    assert set(report.skipped.values()) == {"cannot be read (Input/output error)"}
+    assert set(report.skipped) == {str(paths[0]), str(new)}
+    assert len(gallery) == 3
+    assert gallery.skipped() == {}
+    monkeypatch.setattr(decode, "read_file", read)
+    assert counts(gallery.add(new.parent, workers=0)) == {"new": 1, "unchanged": 3}
+
+
+def test_links_to_a_disk_that_is_away_keep_their_rows(gallery: Gallery, photos, tmp_path: Path, counts):
+    paths = photos(3)
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in paths:
+        (links / path.name).symlink_to(path)
+    gallery.add(links, workers=0)
+    paths[0].parent.rename(tmp_path / "away")
+    report = gallery.add(links, workers=0)
+    assert counts(report) == {"skipped": 3}
+    assert len(gallery) == 3
+    (tmp_path / "away").rename(paths[0].parent)
+    assert counts(gallery.add(links, workers=0)) == {"unchanged": 3}
+
+
+@pytest.mark.parametrize("table", ["images", "skipped"])
+def test_a_kill_between_the_commits_leaves_no_image_both_indexed_and_skipped(
+    table: str, gallery: Gallery, photos, show, monkeypatch: pytest.MonkeyPatch
+):
+    turned_bad, turned_good = photos(2)
+    turned_good.write_bytes(b"no image")
+    folder = turned_bad.parent
+    gallery.add(folder, workers=0)
+    turned_bad.write_bytes(b"no image either")
+    show(turned_good)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(rows):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(gallery.store, table), "upsert", kill)
+        with pytest.raises(Killed):
+            gallery.add(folder, workers=0)
+    both = {row["path"] for row in gallery.images()} & set(gallery.skipped())
+    assert both == set()
+    gallery.add(folder, workers=0)
+    assert [row["path"] for row in gallery.images()] == [str(turned_good)]
+    assert list(gallery.skipped()) == [str(turned_bad)]
+
+
+def test_things_that_are_no_images_are_skipped_whatever_they_are(gallery: Gallery, photos):
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+    from torchvision.datasets import ImageFolder
+
+    good, cut, later = photos(3, folder="all/photos")
+    cut.write_bytes(cut.read_bytes()[:300])
+    os.utime(good, (2**34, 2**34))  # the year 2514
+    with Image.open(cut) as broken:
+        pairs = [("none", None), ("tensor", object()), ("cut", broken), ("good", open_image(good))]
+        report = gallery.add(pairs, workers=0)
+    assert (report.new, set(report.skipped)) == (1, {"none", "tensor", "cut"})
+    cells = [{"bytes": good.read_bytes(), "path": None}, None]
+    data = Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+    report = gallery.add(data, workers=0)
+    assert (report.new, list(report.skipped.values())) == (1, ["holds no image"])
+    source = ImageFolder(str(good.parent.parent))
+    later.unlink()
+    report = gallery.add(source, workers=0)
+    assert (report.new, len(report.skipped)) == (1, 2)
+    with pytest.raises(ValueError, match="got several: index each of train, test"):
+        gallery.add({"train": data, "test": data})
+
+
+def test_data_sets_of_one_builder_do_not_meet(gallery: Gallery, photos, counts):
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    cells = [{"bytes": path.read_bytes(), "path": None} for path in photos(4)]
+    data = Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
+    assert counts(gallery.add(data.select([0, 1]), workers=0)) == {"new": 2}
+    assert counts(gallery.add(data.select([2, 3]), workers=0)) == {"new": 2}
+    assert len(gallery) == 4
+
+
+def test_a_folder_that_is_gone_is_forgotten_when_told(gallery: Gallery, photos, counts):
+    folder = photos(2)[0].parent
+    gallery.add(folder, workers=0)
+    shutil.rmtree(folder)
+    with pytest.raises(ImageError, match="no such file or folder"):
+        gallery.add(folder, workers=0)
+    assert counts(gallery.add(folder, workers=0, prune=True)) == {"deleted": 2}
+
+
 def test_data_sets_and_pairs_are_indexed_and_not_decoded_again(gallery: Gallery, photos, monkeypatch, contents, counts):
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
@@ -154,7 +266,7 @@ def test_data_sets_and_pairs_are_indexed_and_not_decoded_again(gallery: Gallery,
     data = Dataset.from_dict({"image": cells}, features=Features({"image": ImageFeature()}))
     assert counts(gallery.add(data, workers=0)) == {"new": 3}
     assert counts(gallery.add([("sample", open_image("sample:cat"))], workers=0)) == {"new": 1}
-    assert sorted(contents(gallery)) == ["dataset/all#0", "dataset/all#1", "dataset/all#2", "sample"]
+    assert sorted(contents(gallery)) == [*(f"dataset-{data._fingerprint[:8]}/all#{row}" for row in range(3)), "sample"]
     monkeypatch.setattr("steering.search.decode.open_image", lambda image: pytest.fail("decoded"))
     assert counts(gallery.add(data, workers=0)) == {"unchanged": 3}
 
@@ -307,10 +419,10 @@ def test_a_gallery_without_pixels_reads_the_files_when_it_looks(tmp_path: Path, 
 
 
 def test_a_full_disk_is_told(gallery: Gallery, photos, monkeypatch: pytest.MonkeyPatch):
-    def full(self, rows):
+    def full(builder, rows):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.Table, "upsert", full)
+    monkeypatch.setattr(sys.modules["lance.dataset"].MergeInsertBuilder, "execute", full)
     with pytest.raises(GalleryError, match=r"cannot be written: .*No space left on device"):
         gallery.add(photos(1), workers=0)
 
