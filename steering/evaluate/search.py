@@ -70,7 +70,7 @@ def measure(
     asked = asked[::step][:queries]
     scores = _first_pass(steerer, trials, class_goals(steerer))
     with tempfile.TemporaryDirectory() as folder:
-        gallery = Gallery.open(folder, steerer)
+        gallery = Gallery.open(folder, steerer, keep="first-pass")  # the same images are looked at for every class
         pairs = ((name, to_pil_image(picture)) for t in trials for name, picture in _named(t))
         report = gallery.add(pairs)
         if report.skipped or report.images != len(truth):

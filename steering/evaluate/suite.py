@@ -221,7 +221,7 @@ class Suite:
     def _search(self) -> dict[str, Any]:
         from steering.evaluate import search
 
-        queries = 20 if self.asked.quick else None
+        queries = 10 if self.asked.quick else None
         return search.measure(self.steerer, *self.images, scenes=self.scenes, queries=queries, seed=self.asked.seed)
 
     def _gallery(self) -> dict[str, Any]:
