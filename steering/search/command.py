@@ -244,8 +244,8 @@ def _sheet(gallery: Gallery, hits: Hits, goal: Goal, path: str | None, show: boo
         handle, path = tempfile.mkstemp(prefix="steer-", suffix=".png")
         os.close(handle)
     contact_sheet(gallery, hits, goal).savefig(path)
-    if show:
-        webbrowser.open(Path(path).absolute().as_uri())
+    if show and not webbrowser.open(Path(path).absolute().as_uri()):
+        print(f"steer: {printable(path)}: written; no program here shows it", file=sys.stderr)
 
 
 def _print(hits: Hits, given: argparse.Namespace) -> None:
