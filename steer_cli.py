@@ -1,7 +1,8 @@
 """`steer`: look for what is named, from the command line. Parse, call, print: nothing else.
 
 Unusual: everything heavy is imported after the arguments are understood, so that `--help` and mistakes answer at once.
-Exit codes: 0 done, 1 some images failed, 2 usage, 130 interrupted, 141 the reader of the output went away.
+Exit codes: 0 done, 1 some images failed or nothing found, 2 usage, 3 a defect, 130 interrupted, 141 the reader of the
+output went away.
 """
 
 import argparse
@@ -57,11 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] in (["index"], ["search"]):
             from steering.search import command
 
-            try:
-                return getattr(command, arguments[0])(arguments[1:])
-            except Exception:  # a defect must not look like "nothing found", which is 1
-                traceback.print_exc()
-                return 3
+            return getattr(command, arguments[0])(arguments[1:])
         return _run(arguments)
     except KeyboardInterrupt:
         print("steer: interrupted", file=sys.stderr)
@@ -70,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError, ValueError):  # what is left in the buffer goes nowhere, silently
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception:  # a defect must not look like "nothing found" or "some images failed", which are 1
+        traceback.print_exc()
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -72,6 +72,11 @@ def read_file(name: str | os.PathLike) -> bytes:
         return Path(name).read_bytes()
 
 
+def squash(picture: Image.Image, side: int) -> Image.Image:
+    """The whole frame as a square of `side` pixels: what a network looks at."""
+    return picture.resize((side, side), Image.Resampling.BILINEAR)
+
+
 def expand(patterns: Iterable[str | os.PathLike]) -> list[str]:
     """Names of single images from files, folders (searched recursively, sorted), globs (`**` too) and samples.
 

@@ -28,7 +28,7 @@ from steering.errors import QueryError, printable
 from steering.evidence import Answer, Verdict, features, load_verdicts, support
 from steering.goals import Goal
 from steering.heatmap import steering_heatmap
-from steering.images import open_image
+from steering.images import open_image, squash
 from steering.look import Look
 
 if TYPE_CHECKING:
@@ -318,10 +318,8 @@ class Steerer:
     def pixels(self, picture: Image.Image) -> Float[Tensor, "1 3 s s"]:
         """A photograph as the backbone takes it: the whole frame squashed to a square, normalised."""
         import numpy as np
-        from PIL import Image
 
-        size = self.preprocessing.size
-        return self.as_input(np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))[None])
+        return self.as_input(np.asarray(squash(picture, self.preprocessing.size))[None])
 
     def as_input(self, pixels: np.ndarray) -> Float[Tensor, "b 3 s s"]:
         """Images of the network's size, (b, s, s, 3) uint8, normalised."""
@@ -391,22 +389,28 @@ class Steerer:
         goals = goal.vector.to(self.device).expand(count, -1)
         after = self.steer(glance, goals, strength=strength, passes=passes)
         found = support(after, goals)
-        evidence = found - support(glance.output, goals)
+        probability = self._probability(glance, goal, after, strength, passes)
+        return Sought(after, found, found - support(glance.output, goals), probability)
+
+    def _probability(
+        self, glance: Glance, goal: Goal, after: Tensor, strength: Strength | None, passes: int | None
+    ) -> Tensor | None:
+        """That a goal is in each image, (b,), of the steered pass `after`; of terms, of looking for each by itself."""
+        count = len(glance.output)
         if not goal.terms:
             verdict = self.verdicts.get(goal.source)
             if verdict is None:
-                return Sought(after, found, evidence, None)
+                return None
+            goals = goal.vector.to(self.device).expand(count, -1)
             familiarity = goals.new_full((count,), goal.familiarity)
-            values = features(glance.output, after, glance.places, goals, familiarity)
-            return Sought(after, found, evidence, verdict.probability(values))
-        together: Tensor | None = goals.new_ones(count)
+            return verdict.probability(features(glance.output, after, glance.places, goals, familiarity))
+        together = after.new_ones(count)
         for weight, term in goal.terms:
             alone = self.seek(glance, term, strength=strength, passes=passes).probability
-            if alone is None or together is None:
-                together = None
-            else:
-                together = together * (alone if weight > 0 else 1 - alone)
-        return Sought(after, found, evidence, together)
+            if alone is None:
+                return None
+            together = together * (alone if weight > 0 else 1 - alone)
+        return together
 
     def answer(self, goal: Goal, probability: float | None) -> Answer | None:
         """`present`, `absent` or `unsure` for a probability by `seek`; None without one."""
@@ -475,10 +479,12 @@ class Steerer:
         before = glance.output
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
         after, heatmaps = steering_heatmap(self.model, glance.stem, state, steer, goals)
-        familiarity = goals.new_tensor([goal.familiarity for goal in understood])
-        values = features(before, after, glance.places, goals, familiarity)
         evidence = (support(after, goals) - support(before, goals)).tolist()
-        judged = [self._judge(goal, row, one, strength, passes) for goal, row in zip(understood, values, strict=True)]
+        found = [
+            self._probability(one, goal, row[None], strength, passes)
+            for goal, row in zip(understood, after, strict=True)
+        ]
+        chances = [None if probability is None else float(probability[0]) for probability in found]
         seconds = (time.perf_counter() - start) / count
         return [
             Look(
@@ -493,24 +499,12 @@ class Steerer:
                 goal=goals[index],
                 heatmap=heatmaps[index],
                 evidence=evidence[index],
-                verdict=judged[index][0],
-                probability=judged[index][1],
+                verdict=self.answer(goal, chances[index]),
+                probability=chances[index],
                 seconds=seconds,
             )
             for index, goal in enumerate(understood)
         ]
-
-    def _judge(
-        self, goal: Goal, values: Float[Tensor, " f"], one: Glance, strength: Strength | None, passes: int | None
-    ) -> tuple[Answer | None, float | None]:
-        """The answer and its probability, of the features of the steered pass; of terms, after looking for each."""
-        if goal.terms:
-            found = self.seek(one, goal, strength=strength, passes=passes).probability
-            probability = None if found is None else float(found[0])
-        else:
-            verdict = self.verdicts.get(goal.source)
-            probability = None if verdict is None else float(verdict.probability(values))
-        return self.answer(goal, probability), probability
 
 
 def _load_prototypes(folder: Path, card: dict[str, Any]) -> Prototypes | None:

@@ -152,6 +152,23 @@ def test_help_shows_examples_at_once():
         assert "lance" not in done.stderr
 
 
+def test_a_reader_that_goes_away_is_no_defect():
+    line = [sys.executable, str(ROOT / "steer_cli.py"), "search", "a coffee"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in errors
+
+
+def test_a_defect_has_an_exit_code_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(command, "search", lambda arguments: [][0])
+    assert steer("search", "a cat") == 3
+    assert "IndexError" in capsys.readouterr().err
+
+
 def test_an_interrupt_keeps_what_was_done(home: Path, tmp_path: Path):
     for number in range(400):
         open_image("sample:cat").crop((number % 90, 0, 300, 200)).save(tmp_path / f"{number}.png")

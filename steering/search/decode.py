@@ -7,6 +7,7 @@ again alone, one by one, and what kills its worker again is reported like any ot
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import threading
@@ -24,7 +25,7 @@ from loky.process_executor import ProcessPoolExecutor
 from PIL import Image
 
 from steering.errors import ImageError, UnavailableError, printable
-from steering.images import open_image, read_file
+from steering.images import open_image, read_file, squash
 from steering.search.files import Found, Unreadable
 
 CHUNK = 16  # images a task
@@ -81,7 +82,7 @@ def read(task: Task, side: int) -> Read:
         if digest in task.known:
             return Same(name, size, found.modified, digest)
         picture = open_image(content)
-        small = picture.resize((side, side), Image.Resampling.BILINEAR)
+        small = squash(picture, side)
     except ImageError as error:
         label = printable(content) if isinstance(content, str | os.PathLike) else "image"
         reason, passing = str(error).removeprefix(f"{label}: "), isinstance(error, UnavailableError)
@@ -192,13 +193,8 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _chunked(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    chunk: list[Task] = []
-    for task in tasks:
-        chunk.append(task)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+    iterator = iter(tasks)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
         yield chunk
 
 

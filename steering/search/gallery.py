@@ -27,7 +27,7 @@ from steering.goals import Goal
 from steering.search.files import file_of, to_path, to_text
 from steering.search.indexing import Engine, Report, local_engine, update
 from steering.search.odds import corrected, frequency
-from steering.search.store import SHOWN, GalleryCard, Store
+from steering.search.store import FILTERS, SHOWN, GalleryCard, Store
 from steering.steerer import Glance, Steerer
 
 if TYPE_CHECKING:
@@ -55,16 +55,15 @@ class Hit:
     width: int
     height: int
     sees: str
-    looked_at: bool
-    evidence: float | None
-    probability: float | None
-    alone: float | None
-    verdict: Answer | None
+    looked_at: bool = False
+    evidence: float | None = None
+    probability: float | None = None
+    alone: float | None = None
+    verdict: Answer | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in self.__dict__.items()}
-        return rounded
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in self.__dict__.items()}
 
 
 class Hits(list[Hit]):
@@ -171,14 +170,12 @@ class Gallery:
 
     def skipped(self) -> dict[str, str]:
         """Files that could not be indexed, and why."""
-        batches = self.store.skipped.batches(("path", "reason"))
-        return {row["path"]: row["reason"] for batch in batches for row in batch.to_pylist()}
+        return self.store.reasons()
 
     def images(self, where: str | None = None) -> Iterator[dict[str, Any]]:
         """What is known of every image, in no order: path, size, modified, sha256, width, height, sees."""
-        columns = ("path", "size", "modified", "sha256", "width", "height", "sees")
         self.store.count(where)  # a bad condition is told before the first row
-        for batch in self.store.images.batches(columns, where):
+        for batch in self.store.images.batches(FILTERS, where):
             yield from batch.to_pylist()
 
     def vectors(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
@@ -409,16 +406,7 @@ def _ranked(
 def _unseen(row: dict[str, Any]) -> Hit:
     """A hit by the first stage alone."""
     about = {key: row[key] for key in ("width", "height", "sees", "score")}
-    return Hit(
-        path=to_path(row["path"]),
-        rank=0,
-        looked_at=False,
-        evidence=None,
-        probability=None,
-        alone=None,
-        verdict=None,
-        **about,
-    )
+    return Hit(path=to_path(row["path"]), rank=0, **about)
 
 
 def _shape(hit: Hit, longest: int = 384) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from steering.search.decode import Decoded, Read, Same, Task, read_all
 from steering.search.files import Found, Unreadable, entries, is_below, roots, to_path
-from steering.search.store import SKIPPED_SCHEMA, Store, image_schema
+from steering.search.store import SKIPPED_SCHEMA, Store, image_schema, timestamps
 
 if TYPE_CHECKING:
     from steering.steerer import Steerer
@@ -71,7 +71,8 @@ class Report:
         return {**values, **{key: {to_path(n): v for n, v in found.items()} for key, found in folders.items()}}
 
 
-Engine = Callable[[Iterable[Task]], Iterator[Indexed | Same | Unreadable]]
+Item = Indexed | Same | Unreadable
+Engine = Callable[[Iterable[Task]], Iterator[Item]]
 
 
 def local_engine(
@@ -83,15 +84,13 @@ def local_engine(
     """
     count = loky.cpu_count() if workers is None else workers  # those that this process may use
 
-    def run(tasks: Iterable[Task]) -> Iterator[Indexed | Same | Unreadable]:
+    def run(tasks: Iterable[Task]) -> Iterator[Item]:
         return first_passes(steerer, read_all(tasks, steerer.preprocessing.size, count), batch, first_pass)
 
     return run
 
 
-def first_passes(
-    steerer: Steerer, reads: Iterable[Read], batch: int = BATCH, keep: bool = False
-) -> Iterator[Indexed | Same | Unreadable]:
+def first_passes(steerer: Steerer, reads: Iterable[Read], batch: int = BATCH, keep: bool = False) -> Iterator[Item]:
     """The first pass over what was read, in batches of one size; the rest is passed on."""
     waiting: list[Decoded] = []
     for item in reads:
@@ -131,13 +130,11 @@ class Indexer:
         self.retry, self.prune, self.keep_pixels = retry, prune, keep_pixels
         self.report = Report()
         self._known = {name: (size, modified, sha) for name, size, modified, sha in store.known()}
-        self._reasons = {
-            r["path"]: r["reason"] for b in store.skipped.batches(("path", "reason")) for r in b.to_pylist()
-        }
+        self._reasons = store.reasons()
         self._rows: list[Indexed] = []
         self._moved: list[tuple[str, Same]] = []
         self._failed: list[Unreadable] = []
-        self._gone: set[str] = set()  # images whose files are no longer readable
+        self._gone: list[str] = []  # names whose files are no longer there
         self._renamed: set[str] = set()
         self._committed = self._tidied = time.monotonic()
         self._movable: dict[str, list[str]] = {}
@@ -196,7 +193,7 @@ class Indexer:
                 if inside and not any(is_below(name, [folder]) for name in seen):  # a disk that is not mounted?
                     self.report.kept[folder] = len(inside)
                     gone = [name for name in gone if not is_below(name, [folder])]
-        self._gone.update(gone)
+        self._gone = sorted(gone)
         movable: dict[str, list[str]] = defaultdict(list)
         for name in gone:
             if (sha := self._known[name][2]) is not None:
@@ -213,7 +210,7 @@ class Indexer:
                 task = Task(task.found, task.known | by_size[task.found.size])
             yield task
 
-    def take(self, item: Indexed | Same | Unreadable) -> None:
+    def take(self, item: Item) -> None:
         """Account for one image; what has gathered is committed now and then."""
         if isinstance(item, Unreadable):
             self._fail(item)
@@ -248,7 +245,7 @@ class Indexer:
         What leaves a table leaves it first: a kill between two commits forgets an image, which the next run finds, and
         never leaves it in both.
         """
-        store, known, rows = self.store, self._known, [*self._rows]
+        store, known, rows = self.store, self._known, self._rows
         if not (rows or self._moved or self._failed):
             return
         store.skipped.delete([i.image.name for i in rows if known.get(i.image.name, (0, 0, ""))[2] is None])
@@ -260,7 +257,7 @@ class Indexer:
             columns = {
                 "path": [item.name for item in self._failed],
                 "size": [item.size for item in self._failed],
-                "modified": pa.array([item.modified for item in self._failed], pa.int64()).cast(pa.timestamp("ns")),
+                "modified": timestamps([item.modified for item in self._failed]),
                 "reason": [item.reason for item in self._failed],
             }
             store.images.delete([i.name for i in self._failed if known.get(i.name, (0, 0, None))[2] is not None])
@@ -288,7 +285,7 @@ class Indexer:
             for name, values in (
                 ("path", [item.name for _, item in part]),
                 ("size", [item.size for _, item in part]),
-                ("modified", pa.array([item.modified for _, item in part], pa.int64()).cast(pa.timestamp("ns"))),
+                ("modified", timestamps([item.modified for _, item in part])),
             ):
                 index = schema.get_field_index(name)
                 copy = copy.set_column(index, schema.field(index), pa.array(values, schema.field(index).type))
@@ -303,11 +300,10 @@ class Indexer:
         def vectors(values: np.ndarray, name: str) -> pa.Array:
             return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=schema.field(name).type)
 
-        times = pa.array([image.modified for image in images], pa.int64()).cast(pa.timestamp("ns"))
         columns = {
             "path": [image.name for image in images],
             "size": [image.size for image in images],
-            "modified": times,
+            "modified": timestamps([image.modified for image in images]),
             "sha256": [image.sha256 for image in images],
             "width": [image.width for image in images],
             "height": [image.height for image in images],
@@ -323,7 +319,7 @@ class Indexer:
     def finish(self) -> Report:
         """The rest, and what is gone."""
         self.commit()
-        gone = sorted(self._gone)
+        gone = self._gone
         self.report.deleted = sum(self._known[n][2] is not None and n not in self._renamed for n in gone)
         for start in range(0, len(gone), 10_000):
             part = gone[start : start + 10_000]

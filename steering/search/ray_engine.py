@@ -18,24 +18,19 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from steering.search.decode import Same, Task, read
-from steering.search.files import Unreadable
-from steering.search.indexing import BATCH, Engine, Indexed, first_passes, local_engine
+from steering.search.decode import Task, read
+from steering.search.indexing import BATCH, Engine, Indexed, Item, first_passes, local_engine
 from steering.steerer import Steerer
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 
 WINDOW = 100_000  # images a Ray data set: what the driver holds the names of
 RETRIES = 3  # of a task whose worker died
-Item = Indexed | Same | Unreadable
 
 
 class FirstPass:
@@ -84,8 +79,6 @@ def ray_engine(
     """
 
     def run(tasks: Iterable[Task]) -> Iterator[Item]:
-        from steering.search.decode import Decoded  # noqa: F401  # workers unpickle it
-
         steerer = Steerer.load(model, device=device)
         iterator = iter(tasks)
         started = _connect(address)
@@ -93,13 +86,18 @@ def ray_engine(
             cores = ray.cluster_resources().get("CPU", 1.0)
             count = workers or max(int(cores) // 2, 1)
             share = min(1.0, cores / 2 / count)  # the other half reads, or actors would wait for readers for ever
+            actors = {"fn_constructor_args": (model, device, first_pass), "num_cpus": share, "num_gpus": gpus}
             while window := list(itertools.islice(iterator, WINDOW)):
-                yield from _window(
-                    window,
-                    steerer,
-                    count,
-                    {"fn_constructor_args": (model, device, first_pass), "num_cpus": share, "num_gpus": gpus},
-                )
+                done = set()
+                try:
+                    for item in _pipeline(window, steerer.preprocessing.size, count, actors):
+                        done.add(item.image.name if isinstance(item, Indexed) else item.name)
+                        yield item
+                except ray.exceptions.RayError as error:
+                    left = [task for task in window if task.found.name not in done]
+                    note = f"steer: Ray gave up ({type(error).__name__}); the last {len(left)} images here"
+                    print(note, file=sys.stderr)
+                    yield from local_engine(steerer, first_pass=first_pass)(left)
         finally:
             if started:
                 ray.shutdown()
@@ -140,20 +138,7 @@ def _check(address: str | None) -> None:
         raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
-def _window(window: list[Task], steerer: Steerer, workers: int, actors: dict[str, Any]) -> Iterator[Item]:
-    done: set[str] = set()
-    try:
-        for batch in _pipeline(window, steerer.preprocessing.size, workers, actors).iter_batches(batch_size=None):
-            for item in map(pickle.loads, batch["item"]):
-                done.add(item.image.name if isinstance(item, Indexed) else item.name)
-                yield item
-    except ray.exceptions.RayError as error:
-        left = [task for task in window if task.found.name not in done]
-        print(f"steer: Ray gave up ({type(error).__name__}); the last {len(left)} images here", file=sys.stderr)
-        yield from local_engine(steerer, first_pass=actors["fn_constructor_args"][2])(left)
-
-
-def _pipeline(window: list[Task], side: int, workers: int, actors: dict[str, Any]) -> Dataset:
+def _pipeline(window: list[Task], side: int, workers: int, actors: dict[str, Any]) -> Iterator[Item]:
     items = [{"item": pickle.dumps(task, protocol=5)} for task in window]
     blocks = min(max(len(items) // BATCH, 1), 200)
     images = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
@@ -163,4 +148,6 @@ def _pipeline(window: list[Task], side: int, workers: int, actors: dict[str, Any
         ray_remote_args_fn=lambda: {"max_retries": RETRIES},
     )
     pool = ray.data.ActorPoolStrategy(size=workers)
-    return images.map_batches(FirstPass, batch_size=BATCH, compute=pool, **actors)
+    seen = images.map_batches(FirstPass, batch_size=BATCH, compute=pool, **actors)
+    for batch in seen.iter_batches(batch_size=None):
+        yield from map(pickle.loads, batch["item"])

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -80,6 +79,11 @@ def image_schema(classes: int) -> pa.Schema:
             pa.field("first_pass", pa.binary()),
         ]
     )
+
+
+def timestamps(nanoseconds: Sequence[int]) -> pa.Array:
+    """Times since 1970, UTC, as `modified` holds them."""
+    return pa.array(nanoseconds, pa.int64()).cast(pa.timestamp("ns"))
 
 
 SKIPPED_SCHEMA = pa.schema(
@@ -167,12 +171,9 @@ class Table:
 
     def tidy(self) -> None:
         """Join small fragments and drop versions that no reader can be at; what another writer prevents is left."""
-        try:
+        with _unless_another_writer():
             self.now().optimize.compact_files(target_rows_per_fragment=FRAGMENT_ROWS)
             self.now().cleanup_old_versions(older_than=KEEP_VERSIONS)
-        except OSError as error:
-            if "conflict" not in str(error).lower():
-                raise
 
 
 class Store:
@@ -182,7 +183,6 @@ class Store:
         self.uri, self.card = uri, card
         self.images = Table(_join(uri, "images.lance"), options)
         self.skipped = Table(_join(uri, "skipped.lance"), options)
-        self._indexing = threading.Lock()
 
     @classmethod
     def open(
@@ -234,6 +234,11 @@ class Store:
                 hashes = batch["sha256"].to_pylist() if len(columns) == 4 else [None] * len(names)
                 yield from zip(names, sizes, times, hashes, strict=True)
 
+    def reasons(self) -> dict[str, str]:
+        """Why images were skipped, by name."""
+        batches = self.skipped.batches(("path", "reason"))
+        return {row["path"]: row["reason"] for batch in batches for row in batch.to_pylist()}
+
     def nearest(self, query: np.ndarray, count: int, where: str | None = None, *, exact: bool = False) -> pa.Table:
         """The images whose class evidence is nearest to a query by cosine, best first: what a hit tells of each.
 
@@ -273,14 +278,16 @@ class Store:
 
     def first_passes(self, names: Sequence[str]) -> list[bytes | None]:
         """What a steered pass over images starts from, by name; None where it is not kept."""
-        found = {row["path"]: row["first_pass"] for row in self.rows(names, ("path", "first_pass"))}
+        return self._kept(names, "first_pass")
+
+    def _kept(self, names: Sequence[str], column: str) -> list[bytes | None]:
+        found = {row["path"]: row[column] for row in self.rows(names, ("path", column))}
         return [found.get(name) for name in names]
 
     def pixels(self, names: Sequence[str]) -> list[np.ndarray | None]:
         """(side, side, 3) uint8 of images by name, None where none are kept."""
         side = self.card.side
-        found = {row["path"]: row["pixels"] for row in self.rows(names, ("path", "pixels"))}
-        kept = [found.get(name) for name in names]
+        kept = self._kept(names, "pixels")
         return [None if p is None else np.frombuffer(p, np.uint8).reshape(side, side, 3) for p in kept]
 
     def count(self, where: str | None = None) -> int:
@@ -298,11 +305,8 @@ class Store:
         self.tidy()
         rows = self.images.count()
         if rows >= INDEX_FROM:
-            try:
+            with _unless_another_writer():
                 self.build_index(rows)
-            except OSError as error:
-                if "conflict" not in str(error).lower():  # another writer; the next one that finishes does it
-                    raise
 
     def build_index(self, rows: int) -> None:
         """Build the index (IVF, RaBitQ codes), anew when a tenth of the rows is new; they are searched all the same."""
@@ -315,6 +319,16 @@ class Store:
         partitions = max(round(rows**0.5), 1)
         kind = "IVF_FLAT" if self.card.classes % 8 else "IVF_RQ"  # RaBitQ takes multiples of 8
         data.create_index("evidence", kind, metric="cosine", num_partitions=partitions, replace=True)
+
+
+@contextlib.contextmanager
+def _unless_another_writer() -> Iterator[None]:
+    """Upkeep that gives way to a writer; whoever finishes next does it."""
+    try:
+        yield
+    except OSError as error:
+        if "conflict" not in str(error).lower():
+            raise
 
 
 class _condition:
