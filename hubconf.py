@@ -1,19 +1,19 @@
 """Entry points for `torch.hub`: `torch.hub.load(repository, "alexnet_lrm3")`, `torch.hub.load(repository, "steerer")`.
 
-The published names and calls (Konkle & Alvarez 2023) and this project's own `steerer`. As published, `LRMNet`,
-`SteerableLRM`, `compute_prototypes`, `load_vision_prototypes` and `load_clip_prototypes` give the class or the function
-itself when called without arguments; with arguments they call it.
+The published entry points keep their names and their calls (Konkle & Alvarez 2023). `steerer` is this project's own.
+As published, `LRMNet`, `SteerableLRM`, `compute_prototypes`, `load_vision_prototypes` and `load_clip_prototypes` give
+the class or the function itself when called without arguments. With arguments they call it.
 
-Unusual: our packages have names as common as `prior`, and torch.hub puts this folder first on `sys.path` while it
-loads. A module of the user's own with such a name must neither be taken for ours nor ever be hidden by ours. So our
-packages are imported under a private name, `_lrm_steering_…`, one for each checkout. Their modules write
-`from prior.text import …` all the same: each is given an `__import__` of its own, which Python's import statement looks
-up in a module's builtins, and which reads our names as the private ones, in late imports too. While an entry works,
-this folder is off `sys.path`. The price: such a class is another than the same class of an installed `lrm_core`, and a
-process that is started afresh (workers of a `DataLoader` where they are spawned) cannot unpickle it.
+Unusual: our packages have common names such as `prior`, and torch.hub puts this folder first on `sys.path` while it
+loads. The user may have modules of the same names. We must not take the user's module for ours, and ours must not hide
+the user's. So our packages are imported under a private name, `_lrm_steering_…`, which differs between checkouts. Their
+modules still write `from prior.text import …`. This works because each module gets its own `__import__`, which Python's
+import statement looks up in the module's builtins. It turns our names into the private ones, in late imports too. While
+an entry point runs, this folder is off `sys.path`. There is a price: a class loaded here is not the class of an
+installed `lrm_core`. And a process that starts afresh, such as a spawned worker of a `DataLoader`, cannot unpickle it.
 
-Nothing is imported before an entry point is called, and nothing but entry points is public, because `torch.hub.list`
-shows every callable of this file.
+Nothing is imported before an entry point is called. All names except the entry points start with an underscore, because
+`torch.hub.list` shows every callable of this file.
 """
 
 import builtins as _builtins
@@ -37,20 +37,22 @@ if _TYPE_CHECKING:
 
 dependencies = [
     "PIL",
+    "einops",
     "filelock",
     "jaxtyping",
     "matplotlib",
     "numpy",
     "open_clip",
+    "pydantic",
     "safetensors",
-    "skimage",
     "torch",
     "torchvision",
     "tqdm",
+    "yaml",
 ]
 
 _ROOT = _Path(__file__).resolve().parent
-_OURS = frozenset({"lrm_base", "lrm_core", "prior", "steering"})
+_OURS = frozenset({"lrm_base", "lrm_core", "lrm_lab", "prior", "steering"})
 _PRIVATE = f"_lrm_steering_{_hashlib.sha256(str(_ROOT).encode()).hexdigest()[:12]}"
 
 
@@ -61,7 +63,7 @@ def _import(
     fromlist: "_Sequence[str] | None" = (),
     level: int = 0,
 ) -> _types.ModuleType:
-    """`__import__` as our modules see it: our packages are those of this checkout, whatever else has their names."""
+    """The `__import__` of our modules: a name of ours means the package of this checkout, under its private name."""
     top = name.partition(".")[0]
     if level or top not in _OURS:
         return _builtins.__import__(name, globals, locals, fromlist or (), level)
@@ -70,7 +72,7 @@ def _import(
 
 
 class _Loader(_machinery.SourceFileLoader):
-    """Runs a module of ours with `_import` in place of `__import__`."""
+    """Runs a module of ours with `_import` as its `__import__`."""
 
     def exec_module(self, module: _types.ModuleType) -> None:
         module.__dict__["__builtins__"] = {**vars(_builtins), "__import__": _import}
@@ -78,7 +80,7 @@ class _Loader(_machinery.SourceFileLoader):
 
 
 class _Finder:
-    """Finds modules under the private name, and no others."""
+    """Finds the modules under the private name and no others."""
 
     @staticmethod
     def find_spec(
@@ -94,7 +96,7 @@ class _Finder:
 
 @_contextlib.contextmanager
 def _off_the_path() -> "_Iterator[None]":
-    """Takes this folder, which torch.hub put first on `sys.path`, off it, and puts it back for torch.hub to remove."""
+    """Takes this folder off `sys.path`, where torch.hub put it, and puts it back at the end for torch.hub to remove."""
     first = _sys.path[0] if _sys.path else None
     if first is None or _Path(first).resolve() != _ROOT:
         yield
@@ -107,7 +109,7 @@ def _off_the_path() -> "_Iterator[None]":
 
 
 def _ours(module: str) -> "_Any":
-    """A module of this checkout, under its private name; the same one at every call."""
+    """A module of this checkout under its private name. Every call gives the same module."""
     if _PRIVATE not in _sys.modules:
         package = _types.ModuleType(_PRIVATE, "This checkout of lrm-steering, as torch.hub loaded it.")
         package.__path__ = [str(_ROOT)]
@@ -122,7 +124,7 @@ def _call(module: str, name: str, *arguments: "_Any", **options: "_Any") -> "_An
 
 
 def _give_or_call(module: str, name: str, arguments: "tuple[_Any, ...]", options: "dict[str, _Any]") -> "_Any":
-    """The class or function itself, as published, or what it gives for arguments."""
+    """The class or function itself if there are no arguments, as published; otherwise what it returns for them."""
     if arguments or options:
         return _call(module, name, *arguments, **options)
     with _off_the_path():
@@ -132,14 +134,15 @@ def _give_or_call(module: str, name: str, arguments: "tuple[_Any, ...]", options
 def steerer(
     model: str = "lrm_mini", device: str | None = None, prior: str | None = None, text: str | None = None
 ) -> "_Steerer":
-    """A `steering.Steerer`: `steerer.look("photo.jpg", "a dog")` looks at a photo for what you name.
+    """A `steering.Steerer`: `steerer.look("photo.jpg", "a dog")` looks in a photo for what you name.
 
     Args:
-        model: an embedded model's name, a model's folder, or a published model. device: `cpu`, `cuda`, …; the GPU if
-            there is one if None. prior, text: see `Steerer.load`.
+        model: the name of the embedded model, the folder of a model, or the name of a published model.
+        device: `cpu`, `cuda` or another device of torch; if None, the GPU where there is one, and else the CPU.
+        prior, text: as in `Steerer.load`.
 
     Raises:
-        ValueError: there is no such model or device, or the model's files were altered.
+        ValueError: there is no such model or device, or a file of the model was altered.
     """
     with _off_the_path():
         return _ours("steering.steerer").Steerer.load(model, device=device, prior=prior, text=text)
@@ -149,14 +152,14 @@ def alexnet_lrm1(
     pretrained: bool | str = True, steering: bool = True, progress: bool | None = None
 ) -> "tuple[_Any, dict[str, _Callable]]":
     """AlexNet with one pair of feedback connections: (model, transforms). See `alexnet_lrm3`."""
-    return _call("lrm_core.published", "alexnet_lrm1", pretrained, steering, progress=progress)
+    return _call("lrm_core.published_backbones", "alexnet_lrm1", pretrained, steering, progress=progress)
 
 
 def alexnet_lrm2(
     pretrained: bool | str = True, steering: bool = True, progress: bool | None = None
 ) -> "tuple[_Any, dict[str, _Callable]]":
     """AlexNet with two pairs of feedback connections: (model, transforms). See `alexnet_lrm3`."""
-    return _call("lrm_core.published", "alexnet_lrm2", pretrained, steering, progress=progress)
+    return _call("lrm_core.published_backbones", "alexnet_lrm2", pretrained, steering, progress=progress)
 
 
 def alexnet_lrm3(
@@ -165,39 +168,40 @@ def alexnet_lrm3(
     """The published AlexNet with five feedback connections: (model, transforms).
 
     Args:
-        pretrained: with the published weights, with those of a file in the published format (`NAME-HEX.pth`), or, if
-            False, with random ones. steering: a `SteerableLRM`; an `LRMNet` if False.
-        progress: a bar while the weights are fetched: always, never, or only on a terminal if None.
+        pretrained: True for the published weights, False for random ones, or a file in the published format
+            (`NAME-HEX.pth`).
+        steering: True for a `SteerableLRM`, False for an `LRMNet`.
+        progress: whether to show a bar while the weights are downloaded; if None, only on a terminal.
 
     Returns:
-        the model, and a dict of `train_transform`, `val_transform`, `test_transform`, `inv_transform`.
+        The model, and a dict of `train_transform`, `val_transform`, `test_transform` and `inv_transform`.
 
     Raises:
-        ValueError: the weights cannot be had, have another hash, or do not fit. The message says what to do.
+        ValueError: the weights cannot be downloaded, have another hash, or do not fit. The message says what to do.
     """
-    return _call("lrm_core.published", "alexnet_lrm3", pretrained, steering, progress=progress)
+    return _call("lrm_core.published_backbones", "alexnet_lrm3", pretrained, steering, progress=progress)
 
 
 def LRMNet(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The class `lrm_core.LRMNet`, or, with its arguments, a model: any convnet with feedback connections."""
+    """The class `lrm_core.LRMNet`; with its arguments, a model: any convnet with feedback connections."""
     return _give_or_call("lrm_core.compat", "LRMNet", arguments, options)
 
 
 def SteerableLRM(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The class `lrm_core.SteerableLRM`, or, with its arguments, a model: an `LRMNet` that takes `steering_signals`."""
+    """The class `lrm_core.SteerableLRM`; with its arguments, a model: an `LRMNet` that takes `steering_signals`."""
     return _give_or_call("lrm_core.compat", "SteerableLRM", arguments, options)
 
 
 def compute_prototypes(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The function `lrm_core.prototypes.compute_prototypes`, or, with (model, dataset, …), its prototypes."""
+    """The function `lrm_core.prototypes.compute_prototypes`; with its arguments (model, dataset, …), prototypes."""
     return _give_or_call("lrm_core.prototypes", "compute_prototypes", arguments, options)
 
 
 def load_vision_prototypes(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The function `lrm_core.published.load_vision_prototypes`, or, with a model's name, its visual prototypes."""
-    return _give_or_call("lrm_core.published", "load_vision_prototypes", arguments, options)
+    """The function `load_vision_prototypes` of `lrm_core.published_backbones`; with a model's name, its prototypes."""
+    return _give_or_call("lrm_core.published_backbones", "load_vision_prototypes", arguments, options)
 
 
 def load_clip_prototypes(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The function `prior.published.load_clip_prototypes`, or, with a model's name, its prototypes made by CLIP."""
-    return _give_or_call("prior.published", "load_clip_prototypes", arguments, options)
+    """The function `load_clip_prototypes` of `prior.published_prior`; with a model's name, its prototypes from CLIP."""
+    return _give_or_call("prior.published_prior", "load_clip_prototypes", arguments, options)

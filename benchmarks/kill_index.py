@@ -1,7 +1,8 @@
 """An index that is killed again and again ends as one that was not: `python benchmarks/kill_index.py`.
 
-10,000 small files, one in a hundred no image; `steer index` killed 20 times (SIGKILL) at random moments, then run to
-its end; and once without any kill. Every column of every row is compared, and what was skipped.
+There are 10,000 small files, and one in a hundred is no image. `steer index` is killed 20 times (SIGKILL) at random
+moments and then runs to its end. It also runs once without a kill. Every column of every row is compared, and the
+reasons why files were skipped.
 """
 
 from __future__ import annotations
@@ -76,28 +77,28 @@ def images(folder: Path, count: int) -> None:
         )
 
 
-def rows(place: Path) -> int:
+def rows(gallery: Path) -> int:
     from steering.errors import GalleryError
     from steering.search.store import Store
 
     try:
-        return Store.open(place).count()
+        return Store.open(gallery).count()
     except GalleryError:  # killed before there was one
         return 0
 
 
-def contents(place: Path) -> dict[str, Any]:
-    """Every column of every row, and why others were skipped; fails on a name that stands twice."""
+def contents(gallery: Path) -> dict[str, Any]:
+    """Every column of every row, and why other files were skipped. Fails if a name has two rows."""
     from steering.search.store import Store
 
-    found: list[dict[str, Any]] = []
-    store = Store.open(place)
+    entries: list[dict[str, Any]] = []
+    store = Store.open(gallery)
     for table in (store.images, store.skipped):
         names = [field.name for field in table.now().schema]
-        found += [row for batch in table.batches(names) for row in batch.to_pylist()]
-    by_name = {row["path"]: row for row in found}
-    if len(by_name) < len(found):
-        raise SystemExit(f"{len(found) - len(by_name)} names stand twice")
+        entries += [row for batch in table.batches(names) for row in batch.to_pylist()]
+    by_name = {row["path"]: row for row in entries}
+    if len(by_name) < len(entries):
+        raise SystemExit(f"{len(entries) - len(by_name)} names have two rows")
     return by_name
 
 

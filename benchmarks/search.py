@@ -1,10 +1,10 @@
-"""Speed and memory of galleries: indexing against decoding plus one bare pass, queries at 10 k and 1 M images.
+"""Speed and memory of galleries: indexing against decoding plus one bare pass, and queries over 10 k and 1 M images.
 
-    python benchmarks/search.py index [FOLDER]       ratios in one run, alternating; made-up photographs without FOLDER
+    python benchmarks/search.py index [FOLDER]       both in turn; over made-up photographs unless a FOLDER is given
     python benchmarks/search.py query --rows 1000000    synthetic vectors: latency, memory, recall of the index
     python benchmarks/search.py query --rows 10000
 
-Every measurement of memory runs in a process of its own.
+Every measurement runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def step(name: str, *arguments: str) -> dict[str, Any]:
-    """One measurement in a fresh process; adds the peak memory of it and of its children, in MB."""
+    """One measurement in a fresh process, which prints it as JSON."""
     command = [sys.executable, __file__, name, *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -85,7 +85,7 @@ class Memory:
 
 
 def index(given: argparse.Namespace) -> None:
-    """Images a second: everything that `steer index` does, against reading and one bare pass, in turn."""
+    """Images a second: all that `steer index` does, and in turn only reading and one bare pass."""
     with tempfile.TemporaryDirectory() as made:
         folder = given.folder or photographs(Path(made), given.images, tuple(given.size))
         workers = [] if given.workers is None else ["--workers", str(given.workers)]
@@ -93,10 +93,10 @@ def index(given: argparse.Namespace) -> None:
         memory: dict[str, dict[str, float]] = {}
         for turn in range(given.rounds):
             for name in ("bare", "gallery") if turn % 2 == 0 else ("gallery", "bare"):
-                found = step(name, str(folder), *workers)
-                rates[name].append(found["images"] / found["seconds"])
-                memory[name] = found["memory"]
-                print(f"{name}: {rates[name][-1]:.0f} images/s, {found['memory']}", flush=True)
+                measured = step(name, str(folder), *workers)
+                rates[name].append(measured["images"] / measured["seconds"])
+                memory[name] = measured["memory"]
+                print(f"{name}: {rates[name][-1]:.0f} images/s, {measured['memory']}", flush=True)
         ratios = [ours / bare for ours, bare in zip(rates["gallery"], rates["bare"], strict=True)]
         print(f"gallery / (decoding + bare pass): median {statistics.median(ratios):.2f}, {sorted(map(_two, ratios))}")
         print(f"peak memory: gallery {memory['gallery']}, bare {memory['bare']}")
@@ -107,7 +107,7 @@ def _two(value: float) -> float:
 
 
 def photographs(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """JPEG files of crops of scikit-image's photographs, enlarged."""
+    """JPEG files of enlarged crops of the samples."""
     from steering.images import open_image
 
     samples = [open_image("sample:cat"), open_image("sample:coffee")]
@@ -124,8 +124,8 @@ def gallery_step(given: argparse.Namespace) -> dict[str, Any]:
     from steering import Gallery, Steerer
 
     steerer = Steerer.load()
-    with tempfile.TemporaryDirectory() as place:
-        gallery = Gallery.open(place, steerer)
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = Gallery.open(folder, steerer)
         start = time.perf_counter()
         with Memory() as memory:
             report = gallery.add(given.folder, workers=given.workers)
@@ -134,7 +134,7 @@ def gallery_step(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def bare_step(given: argparse.Namespace) -> dict[str, Any]:
-    """The same workers decode and shrink; the backbone without feedback runs over the same batches. Nothing is kept."""
+    """The same workers decode and shrink, and the bare backbone runs over the same batches. Nothing is kept."""
     import os
 
     import torch
@@ -142,10 +142,10 @@ def bare_step(given: argparse.Namespace) -> dict[str, Any]:
 
     from steering import Steerer
     from steering.search.decode import CHUNK
-    from steering.search.indexing import BATCH
+    from steering.search.engine import BATCH
 
-    steerer = Steerer.load()
-    backbone, size = steerer.model.backbone, steerer.preprocessing.size
+    network = Steerer.load().network
+    backbone, size = network.model.backbone, network.preprocessing.size
     files = sorted(str(path) for path in Path(given.folder).rglob("*") if path.is_file())
     workers = given.workers or os.cpu_count() or 1
     start = time.perf_counter()
@@ -156,17 +156,17 @@ def bare_step(given: argparse.Namespace) -> dict[str, Any]:
         for shrunk in pool.map(shrink, parts, [size] * len(parts)):
             waiting += shrunk
             while len(waiting) >= BATCH:
-                backbone(steerer.as_input(np.stack(waiting[:BATCH])))
+                backbone(network.as_input(np.stack(waiting[:BATCH])))
                 waiting = waiting[BATCH:]
         if waiting:
-            backbone(steerer.as_input(np.stack(waiting)))
+            backbone(network.as_input(np.stack(waiting)))
     seconds = time.perf_counter() - start
     pool.shutdown(kill_workers=True)
     return {"images": len(files), "seconds": seconds, "memory": memory.as_dict()}
 
 
 def shrink(files: list[str], size: int) -> list[np.ndarray]:
-    """Decoding and nothing else."""
+    """Only decode and shrink."""
     from PIL import Image
 
     from steering.images import open_image
@@ -181,47 +181,48 @@ def query(given: argparse.Namespace) -> None:
     """A gallery of synthetic evidence, searched for the goals of the embedded model's class names."""
     from prior.captions import with_article
     from steering import Steerer
-    from steering.goals import Goal
-    from steering.search.gallery import direction
+    from steering.search.hits import direction
 
     steerer = Steerer.load()
-    vectors = steerer.goals([with_article(name) for name in steerer.class_names])
-    queries = np.stack([direction(Goal("", vector, "diffusion")) for vector in vectors])
+    goals = steerer.goals([with_article(name) for name in steerer.class_names])
+    queries = np.stack([direction(goal) for goal in goals])
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/queries.npy", queries)
         seconds = fill(f"{folder}/gallery", given.rows)
         print(f"{given.rows:,} rows made in {seconds['rows']:.0f} s, index in {seconds['index']:.0f} s", flush=True)
-        found = step("nearest", folder, "--rounds", str(given.rounds))
-    for key, value in found.items():
+        measured = step("nearest", folder, "--rounds", str(given.rounds))
+    for key, value in measured.items():
         print(f"{key}: {value}")
 
 
 def evidence(rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Square roots of class evidence such as crowded photographs give: one to four classes, and noise; (rows, M)."""
+    """Square roots of class evidence as crowded photographs give it: one to four classes, and noise; (rows, M)."""
     logits = rng.normal(0, 1.5, (rows, CLASSES)).astype(np.float32)
     for _ in range(4):
         here = rng.random(rows) < 0.6
-        where = rng.integers(0, CLASSES, rows)
-        logits[np.arange(rows), where] += here * rng.uniform(2, 7, rows).astype(np.float32)
+        classes = rng.integers(0, CLASSES, rows)
+        logits[np.arange(rows), classes] += here * rng.uniform(2, 7, rows).astype(np.float32)
     chances = np.exp(logits - logits.max(1, keepdims=True))
     return np.sqrt(chances / chances.sum(1, keepdims=True)).astype(np.float16)
 
 
-def fill(place: str, rows: int) -> dict[str, float]:
+def fill(folder: str, rows: int) -> dict[str, float]:
     """A gallery in the store's own format, without pixels."""
     import lance
     import pyarrow as pa
+    from einops import rearrange
 
-    from steering.search.store import GalleryCard, Store, image_schema
+    from steering.search.schema import GalleryCard, image_schema
+    from steering.search.store import Store
 
-    store = Store.open(place, GalleryCard("synthetic", "", CLASSES, 0))
+    store = Store.open(folder, GalleryCard("synthetic", "", CLASSES, 0))
     schema, rng = image_schema(CLASSES), np.random.default_rng(0)
 
     def tables() -> Iterator[pa.RecordBatch]:
         for first in range(0, rows, 20_000):
             count = min(20_000, rows - first)
             vectors = pa.FixedSizeListArray.from_arrays(
-                pa.array(evidence(count, rng).ravel()), type=schema.field("evidence").type
+                pa.array(rearrange(evidence(count, rng), "b m -> (b m)")), type=schema.field("evidence").type
             )
             columns = {name: pa.nulls(count, schema.field(name).type) for name in schema.names}
             columns["path"] = pa.array([f"/photos/{i // 1000:05d}/{i:08d}.jpg" for i in range(first, first + count)])
@@ -251,9 +252,9 @@ def nearest_step(given: argparse.Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         true = store.nearest(vector, 128, exact=True)["path"].to_pylist()
         exact.append(time.perf_counter() - start)
-        found = store.nearest(vector, 128)["path"].to_pylist()
-        recalls.append(len(set(true[:10]) & set(found[:10])) / 10)
-        deep.append(len(set(true) & set(found)) / 128)
+        near = store.nearest(vector, 128)["path"].to_pylist()
+        recalls.append(len(set(true[:10]) & set(near[:10])) / 10)
+        deep.append(len(set(true) & set(near)) / 128)
     return {
         "rows": store.count(),
         "first stage, ms, median": round(statistics.median(alone) * 1000, 1),

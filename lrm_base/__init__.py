@@ -1,1 +1,4 @@
-"""What `lrm_core` and `prior` share without knowing each other: configurations, cards, checkpoints, image data."""
+"""The parts that `lrm_core` and `prior` share: configurations, checks, cards, checkpoints, downloads, image data.
+
+A package of lrm-steering; `steering.shadowing` looks for this name.
+"""

@@ -1,7 +1,7 @@
-"""Weights travel with their card: safetensors beside a JSON that says what they are and carries their SHA-256.
+"""Weights and their card: a safetensors file, and a JSON file that describes it and states its SHA-256.
 
-A model folder holds `NAME.safetensors` and `NAME.json`. Nothing is unpickled. Both files are written beside and
-renamed, weights first, so that a reader never meets half a file.
+A model folder holds `NAME.safetensors` and `NAME.json`. Nothing is unpickled. Each file is written under another name
+and then renamed, so a reader never sees half a file. The weights are written before the card.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that it either is complete under its name or does not exist."""
+    """Write a file under another name, then rename it: it is complete under its own name or not there."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
@@ -31,10 +31,10 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def save_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, Any], *, half: bool = False) -> None:
-    """Save tensors to `path` (….safetensors) and the card, with the file's hash, beside it (….json).
+    """Save tensors to `path` (….safetensors), and the card with the file's hash beside it (….json).
 
-    The card also stands in the safetensors file's own metadata, should the two be separated.
-    `half=True` stores floating-point tensors in float16: half the bytes, read back as float32.
+    The metadata of the safetensors file hold the card too, in case the two files are separated.
+    `half=True` stores floating-point tensors as float16, in half the bytes. They are read back as float32.
     """
     import torch
     from safetensors.torch import save
@@ -53,7 +53,7 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, A
 
 
 def load_card(path: str | Path) -> dict[str, Any]:
-    """The card that belongs to a ….safetensors file.
+    """Read the card of a ….safetensors file.
 
     Raises:
         ValueError: the card is missing or is not a JSON object.
@@ -62,7 +62,7 @@ def load_card(path: str | Path) -> dict[str, Any]:
     try:
         card = json.loads(card_path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"no weight card: expected {card_path}") from None
+        raise ValueError(f"no weight card: expected a file {card_path}") from None
     except ValueError as error:
         raise ValueError(f"{card_path} is not JSON: {error}") from None
     if not isinstance(card, dict):
@@ -71,10 +71,10 @@ def load_card(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (floating point as float32) and card, after the file's hash was checked against the card.
+    """Read tensors and their card. Floating-point tensors come back as float32.
 
     Raises:
-        ValueError: a file is missing, or the hash of the weights is not the one that the card states.
+        ValueError: a file is missing, or the file's hash is not the one that its card states.
     """
     import torch
     from safetensors.torch import load_file
@@ -82,9 +82,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     card = load_card(path)
     if not path.is_file():
-        raise ValueError(f"no weights: expected {path}")
-    found = sha256_of(path)
-    if card.get("sha256") != found:
-        raise ValueError(f"{path} was altered: its card states SHA-256 {card.get('sha256')}, the file has {found}")
+        raise ValueError(f"no weights: expected a file {path}")
+    digest = sha256_of(path)
+    if card.get("sha256") != digest:
+        raise ValueError(f"{path} was altered: got SHA-256 {digest}, expected {card.get('sha256')} as its card states")
     tensors = load_file(path)
     return {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}, card

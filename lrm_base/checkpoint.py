@@ -1,7 +1,7 @@
-"""Atomic training checkpoints and exact resume on top of `accelerate`'s own `save_state`.
+"""Checkpoints of a training, on top of `accelerate`'s own `save_state`. A run resumes exactly where it stopped.
 
-Unusual: a checkpoint folder appears under its final name only when it is complete (written beside, then renamed), so a
-process killed at any moment leaves the previous one intact. The newest two are kept.
+Unusual: a checkpoint folder gets its final name only when it is complete. If the process is killed at any moment, the
+checkpoint before it is still intact. The newest two are kept.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ KEEP = 2
 
 
 def start_accelerator(run: str | Path, precision: str, name: str, **options: Any) -> Accelerator:
-    """The accelerator of a training that lives in folder `run`, tracked by TensorBoard under `name`."""
+    """Make the accelerator of a training in folder `run`; TensorBoard tracks it under `name`."""
     import torch
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or several CPU processes would each believe to be alone
+        cpu=not torch.accelerator.is_available(),  # else each of several CPU processes takes itself for the only one
         mixed_precision=precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(Path(run) / "logs")),
@@ -36,7 +36,7 @@ def start_accelerator(run: str | Path, precision: str, name: str, **options: Any
 
 
 def agree(accelerator: Accelerator, own: bool) -> bool:
-    """What the main process says, in every process: by clocks of their own they would wait for each other for ever."""
+    """The main process's answer, in every process. Answers of their own could differ, and then they would deadlock."""
     import torch
 
     said = torch.tensor(float(own)).to(accelerator.device)
@@ -46,7 +46,7 @@ def agree(accelerator: Accelerator, own: bool) -> bool:
 def save_checkpoint(accelerator: Accelerator, folder: str | Path, step: int, progress: dict[str, Any]) -> Path:
     """Write `folder/step-XXXXXXXX`: everything that accelerate prepared or registered, and `progress` as JSON.
 
-    Every process calls this. `progress` is what the loop needs to know where it was (epoch, batch, …).
+    Every process calls this. `progress` tells the loop where it was (epoch, batch, …).
     """
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
@@ -69,7 +69,11 @@ def save_checkpoint(accelerator: Accelerator, folder: str | Path, step: int, pro
 
 
 def load_latest_checkpoint(accelerator: Accelerator, folder: str | Path) -> dict[str, Any] | None:
-    """Restore the newest complete checkpoint into what accelerate prepared: its `progress`, or None without one."""
+    """Restore the newest complete checkpoint into what accelerate prepared.
+
+    Returns:
+        the `progress` of that checkpoint; None if there is no checkpoint.
+    """
     accelerator.wait_for_everyone()
     complete = _complete(Path(folder))
     if not complete:

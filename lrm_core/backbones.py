@@ -1,7 +1,6 @@
-"""Backbones by name: how to build one, what it expects of an image, where its feedback runs by default.
+"""Backbones by name: how to build one, how to prepare its images, and its default feedback connections.
 
-Unusual: an entry is data. Any torchvision model is reachable by its own name; those listed here also carry default
-connections, taken for AlexNet from the publication's three-connection model (LRM3).
+Those of AlexNet are the connections of the published model LRM3 (Konkle & Alvarez, NeurIPS 2023).
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Side of the square in pixels, and per-channel mean and standard deviation of pixels in 0–1."""
+    """The side of the square image in pixels, and the mean and standard deviation of each channel for pixels in 0–1."""
 
     size: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in 0–1, (b, 3, h, w), to what the backbone expects."""
+        """Normalise pixels in 0–1, (b, 3, h, w), for the backbone."""
         mean = pixels.new_tensor(self.mean)[:, None, None]
         std = pixels.new_tensor(self.std)[:, None, None]
         return (pixels - mean) / std
 
 
 class Block(nn.Module):
-    """Residual block of two 3×3 convolutions (He et al. 2016); `add` is a pre-activation and takes feedback."""
+    """A residual block of two 3×3 convolutions (He et al. 2016). Its step `add` is a pre-activation for feedback."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -53,14 +52,14 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Mean over positions, each weighed by how strongly any template answers there.
+    """A mean over positions. The weight of a position is the mean response of all templates there.
 
-    Unusual: weights are the mean of rectified templates over their mean over the image, not a softmax, so that feedback
-    to the templates moves them in proportion and weights without any answer are equal.
+    Unusual: the weights are divided by their mean over the image; there is no softmax. So feedback to the templates
+    changes the weights in proportion, and without any response all weights are equal.
     """
 
     def forward(self, values: Any, templates: Any) -> Any:
-        """(b, c, h, w) and (b, k, h, w) ≥ 0 to (b, c)."""
+        """The weighted mean of `values` (b, c, h, w) over positions, (b, c). `templates` are responses (b, k, h, w) ≥ 0."""
         weights = templates.mean(1, keepdim=True) + 1e-3
         return (values * weights).mean((2, 3)) / weights.mean((2, 3))
 
@@ -68,9 +67,9 @@ class AttentionPool(nn.Module):
 class MiniNet(nn.Module):
     """A small residual convnet that trains on a CPU: 3.1 M parameters, 0.25 G multiply-adds at 96 px.
 
-    What is seen is pooled where templates answer: `attend` compares every place with a template a class, `value` is
-    what is pooled there. Both are pre-activations, so that a goal can choose where to look as well as what for: Guided
-    Search (Wolfe 1994) as feedback. New templates are zero, which is plain average pooling.
+    `attend` compares every position with one template for each class, and `value` is pooled where the templates
+    respond. Both are pre-activations, so a goal can choose both where to look and what to look for. This is Guided
+    Search (Wolfe 1994) as feedback. New templates are zero, and then the pooling is a plain average.
 
     Resolutions for a 96 px image: conv2 and layer1 24×24, layer2 12×12, layer3, attend and value 6×6; `pool` (c,),
     `fc` (num_classes,).
@@ -109,11 +108,13 @@ class MiniNet(nn.Module):
 
 @dataclass(frozen=True)
 class BackboneEntry:
-    """How to build a backbone, and where its feedback runs unless told otherwise.
+    """How to build a backbone, and its default feedback connections.
 
-    output: the classifier, which is steered. features: the pre-activation whose rectified mean the classifier reads,
-    if there is one, and templates: the 1×1 convolution that compares places with classes, if there is one; see
-    `lrm_core.feedback.start_at_classifier`.
+    Attributes:
+        output: the classifier, which is steered.
+        features: the pre-activation whose rectified mean the classifier reads; None if there is none.
+        templates: the 1×1 convolution that compares positions with classes; None if there is none. See
+            `lrm_core.feedback.start_at_classifier`.
     """
 
     build: Callable[..., nn.Module]
@@ -162,11 +163,11 @@ BACKBONES: dict[str, BackboneEntry] = {
         MiniNet,
         _connections(
             ("fc", "attend"),  # where to look
-            ("fc", "value"),  # what for
+            ("fc", "value"),  # what to look for
             ("fc", "layer3.bn1"),
             ("fc", "layer2.add"),
             ("values", "attend"),
-            ("values", "value"),  # where the goal was found, there look again
+            ("values", "value"),  # look again where the goal was found
             ("values", "layer2.add"),
         ),
         "fc",
@@ -195,7 +196,7 @@ BACKBONES: dict[str, BackboneEntry] = {
 
 
 def find_backbone(name: str) -> BackboneEntry:
-    """The entry of that name. Raises ValueError with the choices."""
+    """The entry of that name. Raises ValueError with the choices if there is none."""
     if name not in BACKBONES:
-        raise ValueError(f"no backbone {name!r}; choices: {', '.join(BACKBONES)}")
+        raise ValueError(f"backbone: no backbone {name!r}; choices: {', '.join(BACKBONES)}")
     return BACKBONES[name]

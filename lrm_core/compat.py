@@ -2,25 +2,28 @@
 
 Both are thin fronts of one `LRM` whose paths are `PublishedFeedback`, so that published weights give published numbers.
 
-Unusual: `drop_state=False` steps on from the call before, so a front, unlike its `LRM`, keeps something: the state that
-the last call left and the goals of that call. Calls with `drop_state=True` read nothing that is kept and may run
-in several threads. Nothing is ever written on the backbone; the ReLU that the published code adds after a destination
-is the backbone's own here, since a destination must be followed by one.
+Unusual: with `drop_state=False` a call goes on from the call before. So a front, unlike its `LRM`, keeps the state and
+the goals of its last call. Calls with `drop_state=True` read nothing that is kept, and may run in several threads. The
+backbone is never changed. The published code adds a ReLU after each destination; here it is the backbone's own, because
+a destination must be followed by one.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lrm_base.checks import finite_number, strength, whole_number
 from lrm_core.feedback import Connection, PublishedFeedback, Strength
 from lrm_core.model import LRM, State, Steer
+from lrm_core.published_keys import ours_to_published, published_to_ours
+
+__all__ = ["PUBLISHED_CONNECTIONS", "LRMNet", "SteerableLRM", "ours_to_published", "published_to_ours"]
 
 _LRM1 = [
     {"source": "classifier.6", "destination": "features.8"},
@@ -41,14 +44,14 @@ PUBLISHED_CONNECTIONS: dict[str, list[dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a call leaves for one with `drop_state=False`: its state, and the goals that it ended with."""
+    """What a call keeps for a later call with `drop_state=False`: its last state and its goals."""
 
     state: State
     goals: tuple[Steer, ...]
 
 
 class _Front(nn.Module):
-    """What the two published classes share: construction, passes one after the other, loading."""
+    """The common part of the two published classes: construction, passes, loading."""
 
     def __init__(
         self,
@@ -59,7 +62,8 @@ class _Front(nn.Module):
         return_list: bool,
     ) -> None:
         super().__init__()
-        _check_passes(forward_passes)
+        forward_passes = whole_number("forward_passes", forward_passes, 1)
+        img_size = whole_number("img_size", img_size, 1)
         connections = [_connection(given) for given in mod_connections]
         self.lrm = LRM(network, connections, img_size, feedback=PublishedFeedback)
         self.forward_passes = forward_passes
@@ -72,7 +76,7 @@ class _Front(nn.Module):
         return self.lrm.backbone
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}  # a copy begins anew: what is kept may hold a graph of gradients
+        return {**self.__dict__, "_kept": None}  # a copy starts without it: it may hold a graph of gradients
 
     def _run(
         self,
@@ -83,11 +87,12 @@ class _Front(nn.Module):
         goals: tuple[Steer, ...] | None = None,
         steer_first: bool = False,
     ) -> list[Tensor] | Tensor:
-        passes = _check_passes(self.forward_passes if forward_passes is None else forward_passes)
+        given = self.forward_passes if forward_passes is None else forward_passes
+        passes = whole_number("forward_passes", given, 1)
         kept = None if drop_state else self._kept
         state = None if kept is None else kept.state
         now = goals or ()
-        self.lrm.check(now)  # also where no pass of this call is steered
+        self.lrm.check(now)  # even if no pass of this call is steered
         _widest(images, state, now)
         outputs = []
         for index in range(passes):
@@ -96,7 +101,7 @@ class _Front(nn.Module):
                 steer = ()
             elif index == 0 and kept is not None and goals is None:
                 steer = kept.goals
-            if index == 0 or self.training:  # as published: each pass has its own dropout and batch statistics
+            if index == 0 or self.training:  # as published, each pass has its own dropout and batch statistics
                 stem = self.lrm.stem(images)
             wide = _widest(images, state, steer)
             output, state = self.lrm.step(
@@ -106,15 +111,15 @@ class _Front(nn.Module):
             )
             outputs.append(output)
         assert state is not None
-        self._kept = _Kept(state, now)  # only now: a call that raises leaves what was kept before it
+        self._kept = _Kept(state, now)  # only now, so that a call that raises changes nothing
         return outputs if (self.return_list if return_list is None else return_list) else outputs[-1]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load published weights, in any published spelling (see `published_to_ours`), or our own.
 
         Raises:
-            ValueError: keys are missing or unexpected (only if `strict`) or of another shape; they are named as
-                published.
+            ValueError: a tensor has another shape, or, if `strict`, a key is missing or unexpected. The error names
+                them as published.
         """
         connections, wanted = self.lrm.connections, self.lrm.state_dict()
         given = published_to_ours(state_dict, connections)
@@ -129,7 +134,7 @@ class _Front(nn.Module):
         unexpected = [key for key in given if key not in wanted]
         if wrong or (strict and (missing or unexpected)):
             raise ValueError(
-                f"the weights do not fit {type(self).__name__} with {len(connections)} connections: "
+                f"state_dict does not fit {type(self).__name__} with {len(connections)} connections: "
                 f"missing {missing}, unexpected {unexpected}, of another shape {wrong}"
             )
         return self.lrm.load_state_dict(given, strict, assign)
@@ -139,15 +144,17 @@ class LRMNet(_Front):
     """A backbone with feedback connections, called as published.
 
     Args:
-        network: the backbone; see `LRM`. It is neither altered nor copied.
+        network: the backbone; see `LRM`. It is neither changed nor copied.
         mod_connections: dicts of `source` and `destination`, names of modules of the backbone.
-        forward_passes: passes of a call that does not say.
-        img_size: side in pixels of the largest image expected; norms of maps have weights for its positions. Images
-            of other sizes may be given.
-        return_list: whether a call that does not say returns the outputs of all passes, as published, or of the last.
+        forward_passes: passes of a call, unless the call gives another number.
+        img_size: side in pixels of the largest image expected. The norms of maps have a weight for each position of
+            such an image. Images of other sizes are allowed.
+        return_list: whether a call returns the outputs of all passes, as published, or only of the last, unless the
+            call says otherwise.
 
     Raises:
-        ValueError: a connection has other keys, or makes no sense; see `LRM`.
+        ValueError: a connection has other keys or does not fit the backbone (see `LRM`), or a number is not a whole
+            number above 0.
     """
 
     def __init__(
@@ -169,7 +176,10 @@ class LRMNet(_Front):
     ) -> list[Float[Tensor, "b m"]] | Float[Tensor, "b m"]:
         """Outputs of all passes, or of the last without `return_list`.
 
-        With `drop_state=False` the first pass steps on from the last call.
+        With `drop_state=False` the first pass goes on from the last call.
+
+        Raises:
+            ValueError: the batches of images and kept state differ, or there is no pass.
         """
         return self._run(x, drop_state, forward_passes, return_list)
 
@@ -178,7 +188,7 @@ class SteerableLRM(_Front):
     """`LRMNet` with goals, called as published.
 
     Args:
-        network, mod_connections, forward_passes, return_list, img_size: as for `LRMNet`; their order is as published.
+        network, mod_connections, forward_passes, return_list, img_size: see `LRMNet`. The order is as published.
     """
 
     def __init__(
@@ -203,34 +213,31 @@ class SteerableLRM(_Front):
         """Outputs (b, m) of all passes, or of the last without `return_list`.
 
         Args:
-            x: images, as the backbone expects them.
-            drop_state: start anew; if False, the first pass steps on from the last call, so that calls of one pass
-                with the same signals are the passes of one call. Without signals it is still steered by those of
-                the last call, with their strength; an empty list steers no more.
-            forward_passes, return_list: for this call, instead of what the model was made with.
-            steering_signals: dicts (or one) of `source`, a source of feedback; `activation` (b, …) or (1, …), the goal;
-                `strength`, a number or (negative, positive), which multiplies the learned gains of the paths out
-                of the source; and `alpha` (1 if left out), the goal's share, the rest being the model's own
-                activation. One image may be given with several goals; its steered outputs are one for each.
-            first_pass_steering: steer the first pass of all too, which has no activation of its own to mix with.
+            x: images, normalised as the backbone expects them.
+            drop_state: start anew. If False, the first pass goes on from the last call, so that several calls of one
+                pass with the same signals give the passes of one call. Without signals this pass is still steered by
+                the signals of the last call; an empty list stops the steering.
+            forward_passes, return_list: for this call, instead of the model's own.
+            steering_signals: one dict or several. Their keys are `source`, a source of feedback; `activation`, the
+                goal, (b, …) or (1, …); `strength`, a number or (negative, positive), which multiplies the learned gains
+                of the paths out of the source; and, optionally, `alpha`, the goal's share from 0 to 1 (1 by default).
+                The rest is the model's own activation. One image with several goals gives an output for each.
+            first_pass_steering: steer the very first pass too. It has no activation of its own to mix with.
 
         Raises:
-            ValueError: a signal has other keys, steers what is no source, or has an activation or strength that does
-                not fit; the batches of images, goals and kept state differ; or there is no pass.
+            ValueError: a signal has other keys, an unknown source, or an activation, strength or alpha that does not
+                fit; the batches of images, goals and kept state differ; or there is no pass.
         """
         goals = None if steering_signals is None else _goals(steering_signals, x)
         return self._run(x, drop_state, forward_passes, return_list, goals, first_pass_steering)
 
 
-def _check_passes(passes: int) -> int:
-    if passes < 1:
-        raise ValueError(f"forward_passes: got {passes}, expected at least 1")
-    return passes
-
-
 def _connection(given: Mapping[str, str]) -> Connection:
     if set(given) != {"source", "destination"}:
-        raise ValueError(f"a connection has the keys source and destination; got {', '.join(given) or 'none'}")
+        raise ValueError(
+            f"mod_connections: got a connection with the keys {', '.join(map(str, given)) or 'none'}, "
+            "expected source and destination"
+        )
     return Connection(**given)
 
 
@@ -242,27 +249,26 @@ def _goals(signals: Mapping[str, Any] | Sequence[Mapping[str, Any]], images: Ten
         missing = [key for key in ("source", "activation", "strength") if key not in signal]
         if unknown or missing:
             raise ValueError(
-                f"a steering signal has the keys source, activation, strength and, if wanted, alpha; "
-                f"unknown: {', '.join(sorted(unknown)) or 'none'}; missing: {', '.join(missing) or 'none'}"
+                f"steering_signals: got unknown keys: {', '.join(sorted(map(str, unknown))) or 'none'}; "
+                f"missing keys: {', '.join(missing) or 'none'}; "
+                "expected source, activation, strength and, if wanted, alpha"
             )
         activation = signal["activation"]
         if not isinstance(activation, Tensor):
-            raise ValueError(f"activation for {signal['source']!r}: expected a tensor, got {type(activation).__name__}")
-        strength = _strength(signal["strength"])
-        goals.append(Steer(signal["source"], activation.to(images), strength, float(signal.get("alpha", 1.0))))
+            raise ValueError(f"activation for {signal['source']!r}: got {type(activation).__name__}, expected a tensor")
+        alpha = finite_number("alpha", signal.get("alpha", 1.0))
+        goals.append(Steer(signal["source"], activation.to(images), _strength(signal["strength"]), alpha))
     return tuple(goals)
 
 
 def _strength(given: Any) -> Strength:
-    try:
-        negative, positive = torch.as_tensor(given, dtype=torch.float64).expand(2).tolist()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"strength: expected a number or a pair (negative, positive), got {given!r}") from None
-    return negative, positive
+    """The strength of a signal. As published, one number may also come as a sequence of one."""
+    alone = isinstance(given, list | tuple | Tensor | np.ndarray) and np.ndim(given) == 1 and len(given) == 1
+    return strength(given[0] if alone else given)
 
 
 def _widest(images: Tensor, state: State | None, goals: Sequence[Steer]) -> int:
-    """The batch of a pass: one image or one goal serves many of the others."""
+    """The batch of a pass: one image may come with many goals, and one goal with many images."""
     batches = {"images": images.shape[0]}
     if state is not None:
         batches["kept state"] = next(iter(state.activations.values())).shape[0]
@@ -270,80 +276,7 @@ def _widest(images: Tensor, state: State | None, goals: Sequence[Steer]) -> int:
     wide = max(batches.values())
     if any(batch not in (1, wide) for batch in batches.values()):
         listed = ", ".join(f"{name} {batch}" for name, batch in batches.items())
-        raise ValueError(f"batches differ: {listed}; expected one number, or 1. drop_state=True starts anew")
+        raise ValueError(
+            f"batches differ: got {listed}; expected one number, or 1. drop_state=True starts without kept state"
+        )
     return wide
-
-
-_PATH_KEYS = {
-    "neg_scale": "gain.0",
-    "pos_scale": "gain.1",
-    "rescale.norm.weight": "norm.weight",
-    "rescale.norm.bias": "norm.bias",
-    "modulation.weight": "projection.weight",
-    "modulation.bias": "projection.bias",
-}
-"""Published names within a path, and ours; our gain is both of theirs."""
-_GAINS = ("neg_scale", "pos_scale")
-
-
-def published_to_ours(state_dict: Mapping[str, Any], connections: Sequence[Connection]) -> dict[str, Any]:
-    """Weights under published keys as weights of an `LRM` with `PublishedFeedback`.
-
-    Accepted are the published model's own keys; those of published checkpoints (a leading `module.`, `backbone.` for
-    `feedforward.`, `features8` for `features_8` in the names of paths); and ours, which stay. Unknown keys stay too.
-
-    Raises:
-        ValueError: one of the two gains of a path is missing, or two spellings of one key are given.
-    """
-    table = {
-        _published_prefix(c) + published: f"paths.{c.key}.{ours}"
-        for c in connections
-        for published, ours in _PATH_KEYS.items()
-    }
-    weights: dict[str, Any] = {}
-    for key, value in state_dict.items():
-        name = key.removeprefix("module.")
-        if name.startswith(("lrm.backbone.", "lrm.paths.")):
-            name = name.removeprefix("lrm.")
-        elif name.startswith("feedforward."):
-            name = "backbone." + name.removeprefix("feedforward.")
-        else:
-            name = table.get(name) or table.get(re.sub(r"features(\d+)", r"features_\1", name), name)
-        if name in weights:
-            raise ValueError(f"{key!r} is given twice, in two spellings")
-        weights[name] = value
-    for connection in connections:
-        path = f"paths.{connection.key}.gain"
-        halves = {gain: weights.pop(f"{path}.{i}") for i, gain in enumerate(_GAINS) if f"{path}.{i}" in weights}
-        if len(halves) == 1:
-            raise ValueError(
-                f"the weights have {', '.join(halves)} of {_published_prefix(connection)} but not the other gain; "
-                f"expected {' and '.join(_GAINS)}"
-            )
-        if halves:
-            weights[path] = torch.cat([halves[gain].reshape(1) for gain in _GAINS])
-    return weights
-
-
-def ours_to_published(state_dict: Mapping[str, Any], connections: Sequence[Connection]) -> dict[str, Any]:
-    """The way back: weights of an `LRM` with `PublishedFeedback`, or of a front, under the published keys."""
-    table = {
-        f"paths.{c.key}.{ours}": _published_prefix(c) + published
-        for c in connections
-        for published, ours in _PATH_KEYS.items()
-    }
-    published: dict[str, Any] = {}
-    for key, value in state_dict.items():
-        name = key.removeprefix("lrm.")
-        if f"{name}.0" in table:  # a gain
-            published |= {table[f"{name}.{i}"]: value[i : i + 1] for i in range(2)}
-        elif name in table:
-            published[table[name]] = value
-        else:
-            published["feedforward." + name.removeprefix("backbone.")] = value
-    return published
-
-
-def _published_prefix(connection: Connection) -> str:
-    source, destination = (name.replace(".", "_") for name in (connection.source, connection.destination))
-    return f"lrm.{destination}_modulation.from_{source}_to_{destination}."

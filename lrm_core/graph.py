@@ -1,11 +1,11 @@
-"""A backbone as an ordered list of named steps, without touching it.
+"""A backbone as an ordered list of named steps. The backbone itself is not changed.
 
-`torch.fx` reads the module once; afterwards its steps are run one by one, so that feedback can be applied to any step's
-output. There are no hooks, nothing is registered on the module, its parameter names stay as they are, and two wrappers
-may share one backbone. Steps carry module paths (`features.8`, `layer1.0.bn1`); operations that are not modules
-carry the path of the module they stand in and their own name (`layer1.0.add`).
+`torch.fx` reads the module once. Its steps then run one by one, so that feedback can change the output of any step.
+There are no hooks, nothing is registered on the module, its parameters keep their names, and two wrappers may share one
+backbone. A step that is a module has the module's path as its name (`features.8`, `layer1.0.bn1`). Another operation
+has the path of the module around it and its own name (`layer1.0.add`).
 
-Unusual: steps that no feedback can reach are found from the graph, so that later passes need not repeat them.
+Unusual: the graph tells which steps no feedback can reach, so that later passes need not repeat them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECTIFIER_FUNCTIONS: tuple[Any, ...] = (F.relu, torch.relu, F.relu6, F.leaky_rel
 
 
 class _PathTracer(fx.Tracer):
-    """Symbolic tracer that remembers which module path each node came from."""
+    """A symbolic tracer that notes the module path of each node."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _PathTracer(fx.Tracer):
         return node
 
     def _unused(self, path: str) -> str:
-        """A module that is called again, such as a block's one ReLU, gets `_1`, `_2`, …"""
+        """The path, followed by `_1`, `_2`, … if a module is called again, such as the one ReLU of a block."""
         candidate, count = path, 0
         while candidate in self.outputs:
             count += 1
@@ -64,14 +64,14 @@ class _PathTracer(fx.Tracer):
 
 @dataclass(frozen=True)
 class Graph:
-    """The steps of a backbone in running order, and the names by which they can be addressed."""
+    """The steps of a backbone: `nodes` in running order, `steps` by name, and the node of the `output`."""
 
     nodes: tuple[fx.Node, ...]
     steps: Mapping[str, fx.Node]
     output: fx.Node
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
-        memo.update({id(node): node for node in self.nodes})  # whoever holds nodes beside the graph keeps these
+        memo.update({id(node): node for node in self.nodes})  # other objects in the copy keep these nodes, too
         return self  # immutable and free of tensors; fx nodes cannot be copied one by one
 
     @classmethod
@@ -79,18 +79,30 @@ class Graph:
         """Trace a backbone.
 
         Raises:
-            ValueError: its forward depends on values (control flow), so that it cannot be read as a graph.
+            ValueError: it cannot be traced, for example because its forward branches on values; it needs more than one
+                input; or it does not return one tensor.
         """
         tracer = _PathTracer()
         try:
             graph = tracer.trace(backbone)
-        except Exception as error:  # fx raises many types; all mean that this module cannot be traced
+        except Exception as error:  # fx raises many types of error, and all mean this
             raise ValueError(f"{type(backbone).__name__} cannot be traced by torch.fx: {error}") from error
         nodes = tuple(graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        if not inputs or any(not node.args for node in inputs[1:]):
+            raise ValueError(
+                f"{type(backbone).__name__}: got the inputs {', '.join(str(node.target) for node in inputs)}, "
+                "expected images and only inputs with a default beside them"
+            )
         result = next(node for node in nodes if node.op == "output").args[0]
         if not isinstance(result, fx.Node):
-            raise ValueError(f"{type(backbone).__name__}: expected one tensor as output, got {result!r}")
+            raise ValueError(f"{type(backbone).__name__}: got the output {result!r}, expected one tensor")
         return cls(nodes=nodes, steps=dict(tracer.outputs), output=result)
+
+    def inputs(self, images: Tensor) -> dict[fx.Node, Any]:
+        """The values that a run starts from: the images, and the defaults of any other input."""
+        first, *others = (node for node in self.nodes if node.op == "placeholder")
+        return {first: images, **{node: node.args[0] for node in others}}
 
     def find(self, name: str, role: str) -> fx.Node:
         """The step of that exact name. Raises ValueError with the nearest names if there is none."""
@@ -101,7 +113,7 @@ class Graph:
         raise ValueError(f"no step {name!r} to be the {role} of a connection; {hint}")
 
     def check_destination(self, name: str, backbone: nn.Module) -> None:
-        """A destination must feed rectifiers only: the gain may be negative, and rectification comes after it."""
+        """Raise ValueError unless only rectifiers read the step: a negative gain must be followed by rectification."""
         users = list(self.find(name, "destination").users)
         if not users or not all(_is_rectifier(user, backbone) for user in users):
             valid = [
@@ -110,12 +122,12 @@ class Graph:
                 if node.users and all(_is_rectifier(user, backbone) for user in node.users)
             ]
             raise ValueError(
-                f"destination {name!r} is not followed by a rectifier: feedback scales pre-activations, "
+                f"destination {name!r} is not followed by a rectifier, but feedback scales pre-activations, "
                 f"so that what is absent stays absent; choices: {', '.join(valid)}"
             )
 
     def downstream(self, names: Iterable[str]) -> frozenset[fx.Node]:
-        """Every node whose value changes when the outputs of these steps change; the steps themselves excluded."""
+        """Every node whose value depends on the outputs of these steps, without the steps themselves."""
         reached: set[fx.Node] = set()
         frontier = [self.steps[name] for name in names]
         while frontier:
@@ -133,12 +145,12 @@ def _is_rectifier(node: fx.Node, backbone: nn.Module) -> bool:
 
 
 def run_node(node: fx.Node, backbone: nn.Module, values: Mapping[fx.Node, Any]) -> Any:
-    """The value of one node, from the values of those before it."""
+    """The value of one node, from the values of the nodes before it."""
     args = fx.node.map_arg(node.args, values.__getitem__)
     kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
     if node.op == "call_module":
         module = backbone.get_submodule(str(node.target))
-        if getattr(module, "inplace", False):  # an earlier step's activation may be needed again: never overwrite it
+        if getattr(module, "inplace", False):  # never overwrite an activation that may be needed again
             args = tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
         return module(*args, **kwargs)
     if node.op == "call_function":

@@ -1,78 +1,29 @@
 """LRM: any backbone with long-range modulatory feedback (Konkle & Alvarez, NeurIPS 2023).
 
-A later pass sees, at each destination, x + x · Σ f(source of the pass before). Steering replaces a source's activation
-by a goal, so that the pass looks *for* something.
+In a later pass each destination has the value x + x · Σ f, where f comes from the sources in the pass before. Steering
+replaces the activation of a source by a goal, so that the pass looks for something.
 
-Unusual: the model holds parameters only. What a pass leaves behind is a `State` that the caller hands to the next one;
-threads may share a model, and stepping pass by pass is the roll-out. Steps that no feedback reaches are run once.
+Unusual: the model holds parameters only. A pass returns a `State`, and the caller gives it to the next pass. So threads
+may share a model. The steps that no feedback reaches run once for all passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from lrm_core.feedback import Connection, Feedback, Strength
+from lrm_base import checks
+from lrm_core.feedback import Connection, Feedback
 from lrm_core.graph import Graph, run_node
+from lrm_core.passes import State, Steer, Stem, arriving, check_goals
+
+__all__ = ["LRM", "Rule", "State", "Steer", "Stem"]
 
 Rule = Literal["multiply", "add"]
-
-
-@dataclass(frozen=True)
-class Steer:
-    """A goal for one pass: what the feedback of `source` shall be, whatever the pass before made of it.
-
-    Attributes:
-        source: name of a step that feedback comes from, usually the classifier.
-        target: (b, …) or (1, …), an activation of that step: for a classifier of M classes (b, M) logits.
-        strength: replaces the gain of every path out of `source`: one number, or (negative, positive). 0 switches
-            these paths off. A `PublishedFeedback` multiplies its gain by it instead.
-        mix: share of the target; the rest is the model's own activation. 1 replaces it, 0 is no goal.
-    """
-
-    source: str
-    target: Tensor
-    strength: Strength = 1.0
-    mix: float = 1.0
-
-
-@dataclass(frozen=True)
-class State:
-    """What a pass leaves for the next: the activations of the sources, and how many passes were run."""
-
-    activations: Mapping[str, Tensor]
-    num_passes: int
-
-    def detach(self) -> State:
-        """The same values without the graph of gradients."""
-        return State({name: value.detach() for name, value in self.activations.items()}, self.num_passes)
-
-    def expand(self, batch: int) -> State:
-        """The state of one image, (1, …), as a view for a batch of goals, (batch, …)."""
-        return State({k: v.expand(batch, *v.shape[1:]) for k, v in self.activations.items()}, self.num_passes)
-
-
-@dataclass(frozen=True)
-class Stem:
-    """Values of the steps that no feedback reaches: the same in every pass over an image."""
-
-    values: Mapping[fx.Node, Any]
-
-    def expand(self, batch: int) -> Stem:
-        """The stem of one image, (1, …), as a view for a batch of goals, (batch, …)."""
-        return Stem(
-            {
-                node: value.expand(batch, *value.shape[1:])
-                if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1
-                else value
-                for node, value in self.values.items()
-            }
-        )
 
 
 class LRM(nn.Module):
@@ -81,14 +32,15 @@ class LRM(nn.Module):
     Args:
         backbone: any module that `torch.fx` can trace and that maps (b, 3, h, w) to one tensor.
         connections: feedback paths; see `Connection`. Destinations must be pre-activations (followed by a rectifier).
-        image_size: side in pixels of an image with which the backbone can be run once, to learn the shapes.
-        feedback: makes a path of the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
+        image_size: side in pixels of a square image. The backbone runs once on such an image, to learn the shapes.
+        feedback: makes a path from the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
             published weights.
-        rule: `multiply` is the publication's x + x · Σ f; `add` is x + Σ f, a control that can find what is not there.
+        rule: `multiply` is the publication's x + x · Σ f. `add` is x + Σ f, a control that can see what is not there.
 
     Raises:
-        ValueError: no connection, a connection named twice, a step that does not exist, a destination that is not a
-            pre-activation, or a source that does not come after its destination.
+        ValueError: there is no connection or one is named twice; a step does not exist; a destination is not a
+            pre-activation; a source does not come after its destination or is no tensor; or the backbone cannot run on
+            an image of that size.
     """
 
     def __init__(
@@ -102,9 +54,12 @@ class LRM(nn.Module):
     ) -> None:
         super().__init__()
         if not connections:
-            raise ValueError("an LRM needs at least one connection")
+            raise ValueError("connections: got none, expected at least one connection")
         if len(set(connections)) < len(connections):
-            raise ValueError(f"a connection is named twice: {', '.join(c.key for c in connections)}")
+            raise ValueError(f"connections: a connection is named twice: {', '.join(c.key for c in connections)}")
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule: got {rule!r}; choices: {', '.join(get_args(Rule))}")
+        image_size = checks.whole_number("image_size", image_size, 1)
         self.backbone, self.rule, self.image_size = backbone, rule, image_size
         self.connections = tuple(connections)
         self.graph = Graph.of(backbone)
@@ -114,25 +69,29 @@ class LRM(nn.Module):
             destination = self.graph.find(connection.destination, "destination")
             self.graph.check_destination(connection.destination, backbone)
             if order[source] <= order[destination]:
-                raise ValueError(f"{connection.source!r} does not come after {connection.destination!r}: not feedback")
+                raise ValueError(
+                    f"source {connection.source!r} does not come after destination {connection.destination!r}, "
+                    "so this is not feedback"
+                )
         self.sources = tuple(dict.fromkeys(c.source for c in connections))
         self._arriving: dict[fx.Node, tuple[Connection, ...]] = {}
         for connection in connections:
             node = self.graph.steps[connection.destination]
             self._arriving[node] = (*self._arriving.get(node, ()), connection)
+        self._first = min(self._arriving, key=order.__getitem__)  # it lies before all feedback
         self._plan()
         shapes = self._shapes(image_size)
         self.activation_shapes = {name: shapes[name] for name in self.sources}
         self.paths = nn.ModuleDict({c.key: feedback(shapes[c.source], shapes[c.destination]) for c in connections})
 
     def _plan(self) -> None:
-        """Split the steps into those before all feedback and the rest, and note when a value is last used."""
+        """Split the steps into the stem, which no feedback reaches, and the body; note the last use of each value."""
         reached = self.graph.downstream(c.destination for c in self.connections)
         runs = [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
         self._stem_nodes = tuple(node for node in runs if node not in reached)
         self._body_nodes = tuple(node for node in runs if node in reached)
         body = set(self._body_nodes)
-        # Kept from the stem: what the body reads, and the destinations themselves, still unmodulated.
+        # The stem keeps what the body reads, and the destinations before feedback.
         self._kept = tuple(
             node
             for node in self.graph.nodes
@@ -142,27 +101,39 @@ class LRM(nn.Module):
         self._stem_release = _last_uses(self._stem_nodes, set(self._kept))
 
     def _shapes(self, image_size: int) -> dict[str, tuple[int, ...]]:
-        parameter = next(self.backbone.parameters())
+        """Shapes, without the batch, of all sources and destinations for an image of that side."""
+        parameter = next(self.backbone.parameters(), torch.empty(0))
         image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
         wanted = {*self.sources, *(c.destination for c in self.connections)}
         training = {module: module.training for module in self.backbone.modules()}
         self.backbone.eval()
         try:
             with torch.no_grad():
-                values: dict[fx.Node, Any] = {}
-                for node in self.graph.nodes:
-                    if node.op == "placeholder":
-                        values[node] = image
-                    elif node.op != "output":
-                        values[node] = run_node(node, self.backbone, values)
+                values = self.graph.inputs(image)
+                for node in (*self._stem_nodes, *self._body_nodes):
+                    values[node] = run_node(node, self.backbone, values)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"image_size: got {image_size}, expected the side of an image that the backbone takes, "
+                f"but step {node.name} raises: {error}"
+            ) from error
         finally:
             for module, mode in training.items():
                 module.training = mode
-        return {name: tuple(values[self.graph.steps[name]].shape[1:]) for name in wanted}
+        steps = {name: values[self.graph.steps[name]] for name in wanted}
+        for name, value in steps.items():
+            if not isinstance(value, Tensor) or value.ndim < 2:
+                got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"step {name!r}: got {got}, expected a tensor (batch, …) to connect")
+        return {name: tuple(value.shape[1:]) for name, value in steps.items()}
 
     def stem(self, images: Float[Tensor, "b 3 h w"]) -> Stem:
-        """Run what no feedback reaches; it serves every pass over these images. Pixels as the backbone expects them."""
-        values: dict[fx.Node, Any] = {n: images for n in self.graph.nodes if n.op == "placeholder"}
+        """Run the steps that no feedback reaches; all passes over these images share the result.
+
+        Args:
+            images: normalised as the backbone expects them.
+        """
+        values = self.graph.inputs(images)
         for node in self._stem_nodes:
             values[node] = run_node(node, self.backbone, values)
             for used in self._stem_release.get(node, ()):
@@ -172,9 +143,13 @@ class LRM(nn.Module):
     def step(
         self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = ()
     ) -> tuple[Float[Tensor, "b m"], State]:
-        """One pass over images whose stem is known: (output, what it leaves for the next pass).
+        """One pass over images whose stem is known: (output, state for the next pass).
 
-        Without a state this is the first pass, where no feedback arrives but that of a goal in `steer`.
+        Without a state this is the first pass. No feedback arrives in it, except from the goals in `steer`.
+
+        Raises:
+            ValueError: a goal does not fit; see `check`. Or the batch of a goal or of the state is neither 1 nor the
+                number of images, or a goal has another spatial size than the activation that it replaces.
         """
         output, activations, _ = self._run(stem, state, steer, self.sources)
         return output, State(activations, 1 if state is None else state.num_passes + 1)
@@ -184,22 +159,23 @@ class LRM(nn.Module):
     ) -> tuple[Float[Tensor, "b m"], dict[str, Tensor], dict[str, Tensor]]:
         """The same pass as `step`, seen from inside: (output, activations of `steps`, changes at the destinations).
 
-        A change is what feedback added to a destination, x · Σ f; destinations that no feedback reached in this pass
-        have none. Activations of destinations are those after it. Steps before all feedback cannot be asked for.
+        A change is what feedback adds to a destination, x · Σ f. A destination that no feedback reaches in this pass
+        has no change. The activation of a destination includes its change.
 
         Raises:
-            ValueError: a step does not exist, or lies in the stem.
+            ValueError: a step does not exist or lies before all feedback. Or `step` raises it.
         """
         inside = set(self._body_nodes) | set(self._arriving)
         for name in steps:
             if self.graph.find(name, "inspected step") not in inside:
-                raise ValueError(f"{name!r} lies before all feedback: it is the same in every pass")
+                raise ValueError(f"steps: {name!r} lies before all feedback, so it is the same in every pass")
         return self._run(stem, state, steer, steps)
 
     def _run(
         self, stem: Stem, state: State | None, steer: Sequence[Steer], wanted: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        feedback = self._feedback(state, steer)
+        self.check(steer)
+        feedback = arriving(stem.values[self._first], state, steer)
         names: dict[fx.Node, list[str]] = {}
         for name in wanted:
             names.setdefault(self.graph.steps[name], []).append(name)
@@ -223,7 +199,7 @@ class LRM(nn.Module):
     def forward(
         self, images: Float[Tensor, "b 3 h w"], state: State | None = None, steer: Sequence[Steer] = ()
     ) -> tuple[Float[Tensor, "b m"], State]:
-        """One pass: (output, what it leaves for the next pass). See `step`."""
+        """One pass: (output, state for the next pass). See `step`."""
         return self.step(self.stem(images), state, steer)
 
     def rollout(
@@ -234,9 +210,13 @@ class LRM(nn.Module):
         *,
         steer_first: bool = False,
     ) -> list[Float[Tensor, "b m"]]:
-        """Outputs of several passes. The goal acts from the second pass on, or from the first with `steer_first`."""
-        if passes < 1:
-            raise ValueError(f"passes: got {passes}, expected at least 1")
+        """Outputs of several passes. The goals act from the second pass on, or from the first with `steer_first`.
+
+        Raises:
+            ValueError: `passes` is not a whole number above 0. Or `step` raises it.
+        """
+        passes = checks.whole_number("passes", passes, 1)
+        self.check(steer)
         stem = self.stem(images)
         state: State | None = None
         outputs = []
@@ -245,39 +225,18 @@ class LRM(nn.Module):
             outputs.append(output)
         return outputs
 
-    def _feedback(self, state: State | None, steer: Sequence[Steer]) -> dict[str, tuple[Tensor, Strength | None]]:
-        """For each source that sends feedback in this pass: its activation, and the gain if a goal sets it."""
-        feedback: dict[str, tuple[Tensor, Strength | None]] = {}
-        if state is not None:
-            feedback = {name: (value, None) for name, value in state.activations.items()}
-        self.check(steer)
-        for goal in steer:
-            own = feedback.get(goal.source)
-            target = goal.target
-            if own is not None:
-                target = target.to(own[0]).expand_as(own[0])
-                if goal.mix != 1.0:
-                    target = goal.mix * target + (1 - goal.mix) * own[0]
-            feedback[goal.source] = (target, goal.strength)
-        return feedback
-
     def check(self, steer: Sequence[Steer]) -> None:
-        """Raise ValueError if these cannot be the goals of a pass. Their batches are not compared with the images'."""
-        steered: set[str] = set()
-        for goal in steer:
-            if goal.source not in self.sources:
-                raise ValueError(f"cannot steer {goal.source!r}; sources of feedback: {', '.join(self.sources)}")
-            if goal.source in steered:
-                raise ValueError(f"{goal.source!r} is steered twice in one pass")
-            steered.add(goal.source)
-            expected = self.activation_shapes[goal.source]
-            got = tuple(goal.target.shape)
-            if len(got) != len(expected) + 1 or got[1 : 2 if len(expected) == 3 else None] != (
-                expected[:1] if len(expected) == 3 else expected
-            ):
-                raise ValueError(f"goal for {goal.source!r}: expected shape (batch, {str(expected)[1:-1]}), got {got}")
+        """Check the goals of a pass without running it.
+
+        Batches and the spatial sizes of maps depend on the images, and only a pass can check them.
+
+        Raises:
+            ValueError: a source is unknown or steered twice, or a target, strength or mix does not fit; see `Steer`.
+        """
+        check_goals(steer, self.activation_shapes)
 
     def _factor(self, node: fx.Node, value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]) -> Tensor | None:
+        """Σ f at a destination; None if no feedback arrives there in this pass."""
         total: Tensor | None = None
         for connection in self._arriving[node]:
             if connection.source in feedback:
@@ -288,7 +247,7 @@ class LRM(nn.Module):
 
 
 def _last_uses(nodes: Sequence[fx.Node], kept: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """After which of these steps which values are no longer needed, but for those that are kept."""
+    """For each step, the values that no later step needs. Values in `kept` are left out."""
     last = {used: node for node in nodes for used in node.all_input_nodes}
     release: dict[fx.Node, list[fx.Node]] = {}
     for used, user in last.items():

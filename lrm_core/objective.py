@@ -1,12 +1,11 @@
-"""The losses of the backbone's training: seeing, and looking for.
+"""The two losses of the backbone's training: seeing and looking.
 
-Seeing: cross-entropy averaged over the passes (Konkle & Alvarez 2023). Looking for: composite scenes and single images
-with a goal that is there (the target is that class) or one that is not (the target is what is there).
+Seeing is the cross-entropy averaged over the passes (Konkle & Alvarez 2023). Looking uses composite scenes and single
+images with a goal. The target is the class of a present goal, or the classes in the scene if the goal is absent.
 
-Unusual: the goal's logits are raised by a margin inside the loss only (logit adjustment, Menon et al., ICLR 2021). The
-network sees present and absent goals in the shares that `absent` sets, yet at test time, without the margin, a goal
-must be that much more likely to win. The margin falls with the strength, so strength moves along the curve
-between caution and eagerness.
+Unusual: inside the loss the goal's logits are raised by a margin (logit adjustment, Menon et al., ICLR 2021). At test
+time there is no margin, so a goal needs that much more evidence to win. The margin falls with the strength: a small
+strength makes the network cautious, a large strength makes it eager.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from lrm_base.config import Config
 from lrm_core.backbones import Preprocessing
-from lrm_core.goals import GoalMemory
+from lrm_core.goal_memory import GoalMemory
 from lrm_core.model import LRM, Steer
 from lrm_core.scenes import presence, random_scenes
 
@@ -26,11 +25,16 @@ from lrm_core.scenes import presence, random_scenes
 class GoalConfig(Config):
     """The goal-directed part of a stage.
 
-    share: part of the batch that is steered. kinds: weights of the kinds of scene. absent: probability that the goal is
-    not in the scene. hard: probability that an absent goal is one that the first pass ranks high (such goals teach to
-    tell a class from its likes, at the price of telling it from everything else; see LOG.md). group: probability
-    that a goal is a hypernym ("a dog") instead of one class. strength: range that is drawn from, uniformly.
-    margin: nats by which the goal is favoured in the loss at strength 1; margin_slope: its change with the strength.
+    Attributes:
+        share: share of the batch that is steered, 0–1.
+        kinds: weight of each kind of scene.
+        absent: probability that the goal is not in the scene.
+        hard: probability that an absent goal is one that the first pass ranks high. With such goals the network learns
+            better to tell a class from similar ones, but worse to tell it from all others; see LOG.md.
+        group: probability that a goal is a hypernym ("a dog") instead of one class.
+        strength: range of the strength, drawn uniformly.
+        margin: nats added to the goal's logits in the loss, at strength 1.
+        margin_slope: change of the margin when the strength grows by 1.
     """
 
     share: float = 0.75
@@ -44,7 +48,7 @@ class GoalConfig(Config):
 
 
 class Objective(nn.Module):
-    """Model and losses as one module, so that data-parallel wrappers see a single forward."""
+    """The model and its losses as one module, so that a data-parallel wrapper can wrap a single forward."""
 
     groups: Tensor
 
@@ -71,7 +75,7 @@ class Objective(nn.Module):
         goals: GoalConfig | None,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what to log. Pixels in 0–1; the generator (CPU) decides scenes and goals."""
+        """(loss, values to log). Pixels in 0–1. The generator is on the CPU and decides the scenes and goals."""
         num_steered = 0 if goals is None or not self.memory.ready else int(len(pixels) * goals.share)
         seen = slice(num_steered, None)
         outputs = self.model.rollout(self._prepare(pixels[seen]), passes)
@@ -109,7 +113,7 @@ class Objective(nn.Module):
         ]
         present = torch.cat([presence(scene.labels, self.num_classes) for scene in scenes])  # (b, m)
         stem = self.model.stem(self._prepare(torch.cat([scene.pixels for scene in scenes])))
-        # The first pass carries no loss here: it only proposes confusable goals and sets the state.
+        # The first pass has no loss here. It only gives the state and the ranks for confusable goals.
         with torch.no_grad():
             first, state = self.model.step(stem)
         members, is_there = self._choose(present, first.float(), goals, generator)
@@ -123,18 +127,18 @@ class Objective(nn.Module):
         for _ in range(passes - 1):
             output, state = self.model.step(stem, state, [steer])
             losses.append(F.cross_entropy(output.float() + margin, target))
-        found = (members.gather(1, output.argmax(1, keepdim=True)) > 0)[:, 0].float()
+        hits = (members.gather(1, output.argmax(1, keepdim=True)) > 0)[:, 0].float()
         loss = torch.stack(losses).mean()
         return loss, {
             "loss/looking": loss.detach(),
-            "train/present": (found * is_there).sum() / is_there.sum().clamp(min=1),
-            "train/absent": (found * ~is_there).sum() / (~is_there).sum().clamp(min=1),
+            "train/present": (hits * is_there).sum() / is_there.sum().clamp(min=1),
+            "train/absent": (hits * ~is_there).sum() / (~is_there).sum().clamp(min=1),
         }
 
     def _choose(
         self, present: Tensor, first: Tensor, goals: GoalConfig, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Classes that each goal stands for, (b, m) of 0/1, and whether one of them is in the scene, (b,)."""
+        """The classes of each goal, (b, m) of 0/1, and whether one of them is in the scene, (b,)."""
         device, count = present.device, len(present)
 
         def chance(probability: float) -> Tensor:
@@ -148,7 +152,7 @@ class Objective(nn.Module):
         candidates = torch.where(is_there[:, None], present, candidates)
         chosen = F.one_hot((candidates * noise).argmax(1), self.num_classes).float()
         if len(self.groups) and goals.group:
-            # A group serves as a goal if it holds the chosen class and, for an absent goal, nothing that is there.
+            # A group can be a goal if it has the chosen class and, for an absent goal, no class of the scene.
             holds = chosen @ self.groups.T  # (b, g)
             clash = (present @ self.groups.T > 0) & ~is_there[:, None]
             usable = holds * ~clash

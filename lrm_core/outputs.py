@@ -1,4 +1,4 @@
-r"""Write what a trained backbone says about every image of a data set: the vision side of the prior's training pairs.
+r"""Write the outputs of a trained backbone for every image of a data set. The prior is trained on them.
 
     python -m lrm_core.outputs --model runs/lrm_mini/model --source ../shared/data/tiny_imagenet \
         --output runs/outputs.safetensors
@@ -13,8 +13,10 @@ import torch
 from tqdm import tqdm
 
 from lrm_base.card import save_weights
+from lrm_base.checks import whole_number
 from lrm_base.data import DataConfig, Images, Split, load_images, ordered_batches
-from lrm_core.published import open_backbone
+from lrm_base.extras import require_packages
+from lrm_core.published_backbones import open_backbone
 from lrm_core.weights import held_out_rows
 
 
@@ -29,8 +31,18 @@ def write_outputs(
 ) -> None:
     """Write unsteered outputs of the last pass, `outputs` (n, M) logits, and `labels` (n,), as safetensors.
 
-    `limit`: only the first so many images (those of Tiny ImageNet are shuffled).
+    Args:
+        model_path: a model's folder, or the name of a published model.
+        source, split: see `lrm_base.data`.
+        output: the ….safetensors file to write.
+        workers: number of loader processes.
+        limit: the number of images, from the first on; None means all. The images of Tiny ImageNet are shuffled.
+
+    Raises:
+        ValueError: a number is out of range. Or `open_backbone` or `load_images` raises it.
     """
+    passes, workers = whole_number("passes", passes, 1), whole_number("workers", workers, 0)
+    limit = None if limit is None else whole_number("limit", limit, 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocessing, card = open_backbone(model_path, device)
     config = DataConfig(source=source, num_holdout=held_out_rows(card))
@@ -58,6 +70,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first so many images")
     parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args()
+    require_packages("datasets")
     write_outputs(given.model, given.source, given.split, given.output, given.passes, given.workers, given.limit)
 
 

@@ -1,53 +1,99 @@
 """What a steered pass starts from, as numbers that can be stored: the stem and the state after the first pass.
 
-Half precision: half the bytes, at an error far below what a steered pass moves.
+They are stored in half precision. The error is far below the effect of a steered pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import einops
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from lrm_base.checks import whole_number
 from lrm_core.model import LRM, State, Stem
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes, without the batch, of what is stored for an image, in order."""
+    """What is stored for an image, in order, and what every image shares.
 
-    stem: Mapping[fx.Node, Any]  # shapes; values that are no tensors as they are
-    state: Mapping[str, tuple[int, ...]]
+    Attributes:
+        stem, state: the shape of each stored tensor, without the batch.
+        shared: the values of the stem that are the same for every image, such as parameters; they are not stored.
+    """
+
+    stem: Mapping[fx.Node, Shape]
+    state: Mapping[str, Shape]
+    shared: Mapping[fx.Node, Any]
 
     @classmethod
     @torch.no_grad()
     def of(cls, model: LRM, size: int) -> Layout:
-        """Of a network and images of this side."""
+        """The layout for a network and square images of side `size`, in pixels.
+
+        Raises:
+            ValueError: `size` is not a whole number above 0, or a value of the stem depends on the batch but is not a
+                tensor with one entry for each image.
+        """
+        size = whole_number("size", size, 1)
         device = next(model.parameters()).device
-        stem = model.stem(torch.zeros(1, 3, size, size, device=device))
-        _, state = model.step(stem)
-        shapes = {n: tuple(v.shape[1:]) if isinstance(v, Tensor) else v for n, v in stem.values.items()}
-        return cls(shapes, {name: tuple(value.shape[1:]) for name, value in state.activations.items()})
+        one, two = (model.stem(torch.zeros(batch, 3, size, size, device=device)) for batch in (1, 2))
+        stem: dict[fx.Node, Shape] = {}
+        shared: dict[fx.Node, Any] = {}
+        for node, value in one.values.items():
+            shape, doubled = _shape(value), _shape(two.values[node])
+            if shape is not None and doubled is not None and (shape[:1], doubled[:1]) == ((1,), (2,)):
+                stem[node] = shape[1:]
+            elif shape == doubled and (shape is not None or _same(value, two.values[node])):
+                shared[node] = value
+            else:
+                raise ValueError(
+                    f"stem: got a value of {node.name} that depends on the number of images, {value!r:.40}; "
+                    "expected a tensor with one entry for each image"
+                )
+        _, state = model.step(one)
+        return cls(stem, {name: tuple(value.shape[1:]) for name, value in state.activations.items()}, shared)
 
     def pack(self, stem: Stem, state: State) -> list[bytes]:
-        """The numbers of each image."""
-        parts = [value for value in stem.values.values() if isinstance(value, Tensor)]
-        parts += [state.activations[name] for name in self.state]
-        whole = torch.cat([part.flatten(1).half() for part in parts], 1).cpu().numpy()
-        return [row.tobytes() for row in whole]
+        """The numbers of each image, as bytes."""
+        parts = [stem.values[node] for node in self.stem] + [state.activations[name] for name in self.state]
+        numbers, _ = einops.pack([part.half() for part in parts], "images *")
+        return [row.tobytes() for row in numbers.cpu().numpy()]
 
     def unpack(self, packed: list[bytes], device: torch.device) -> tuple[Stem, State]:
-        """A batch of what `pack` gave, after one pass. Raises ValueError if it is of another network."""
+        """The stem and the state after one pass of a batch of images, from their packed numbers.
+
+        Raises:
+            ValueError: the numbers are those of another network.
+        """
         rows = torch.from_numpy(np.stack([np.frombuffer(row, np.float16) for row in packed])).to(device).float()
-        shapes = [shape for shape in self.stem.values() if isinstance(shape, tuple)]
-        shapes += list(self.state.values())
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        if sum(sizes) != rows.shape[1]:
-            raise ValueError(f"expected {sum(sizes)} numbers an image, got {rows.shape[1]}: of another network")
-        parts = iter(part.reshape(-1, *shape) for part, shape in zip(rows.split(sizes, 1), shapes, strict=True))
-        stem = {node: next(parts) if isinstance(shape, tuple) else shape for node, shape in self.stem.items()}
-        return Stem(stem), State({name: next(parts) for name in self.state}, 1)
+        shapes: list[Shape | list[int]] = [*self.stem.values(), *self.state.values()]
+        expected = sum(map(prod, shapes))
+        if rows.shape[1] != expected:
+            raise ValueError(f"packed: got {rows.shape[1]} numbers an image, expected {expected}: of another network")
+        parts = iter(einops.unpack(rows, shapes, "images *"))
+        shared = {node: value.to(device) if isinstance(value, Tensor) else value for node, value in self.shared.items()}
+        return Stem({**shared, **{node: next(parts) for node in self.stem}}), State(
+            {name: next(parts) for name in self.state}, 1
+        )
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two values that are no tensors are equal; values that cannot be compared are not."""
+    try:
+        return bool(first == second)
+    except (RuntimeError, ValueError):  # they hold tensors
+        return False
+
+
+def _shape(value: Any) -> Shape | None:
+    """The shape of a tensor; None for any other value."""
+    return tuple(value.shape) if isinstance(value, Tensor) else None

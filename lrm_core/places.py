@@ -1,8 +1,8 @@
-"""What a classifier says of every place of an image: read from the map that it pools, without another pass.
+"""Class evidence at the places of an image. It is read from the map that the classifier pools, without another pass.
 
-A classifier that reads the mean of a map can read the mean over any part of it (class activation mapping, Zhou et al.
-2016). Unusual: places are all square windows of the map, from one position to the whole, and each votes with a
-probability for each class, so that a small thing in a crowd counts by the windows that it fills.
+A classifier that reads the mean of a map can also read the mean over a part of it (class activation mapping, Zhou et
+al. 2016). Unusual: the places are all square windows of the map, from one position to the whole map. Each place gives a
+probability to each class, so a small object in a crowded image counts through the windows that it fills.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,8 +19,16 @@ from lrm_core.model import LRM, State
 
 
 def pooled_map(model: LRM, output: str) -> str | None:
-    """The source of feedback whose map the classifier `output` reads pooled; None if there is none."""
-    classifier = model.backbone.get_submodule(output)
+    """The source of feedback whose pooled map the classifier `output` reads; None if there is none.
+
+    Raises:
+        ValueError: the backbone has no module `output`.
+    """
+    try:
+        classifier = model.backbone.get_submodule(output)
+    except AttributeError:
+        choices = ", ".join(name for name, _ in model.backbone.named_modules() if name)
+        raise ValueError(f"output: got {output!r}, expected a module of the backbone; choices: {choices}") from None
     if not isinstance(classifier, nn.Linear):
         return None
     fitting = [
@@ -32,14 +41,23 @@ def pooled_map(model: LRM, output: str) -> str | None:
 
 @torch.no_grad()
 def class_evidence(model: LRM, output: str, logits: Float[Tensor, "b m"], state: State) -> Float[Tensor, "b m"]:
-    """Probability of each class, mean over all square windows; of the logits alone where no map can be read."""
+    """The probability of each class, averaged over all places.
+
+    Without a map to read (see `pooled_map`) it is the probability from the logits.
+
+    Raises:
+        ValueError: the backbone has no module `output`, or the map is not a square.
+    """
     name = pooled_map(model, output)
     if name is None:
         return logits.float().softmax(-1)
     classifier: nn.Linear = model.backbone.get_submodule(output)  # type: ignore[assignment]
     maps = state.activations[name]
-    here = maps.flatten(2).transpose(1, 2) @ classifier.weight.T  # (b, positions, m)
-    windows = _windows(maps.shape[-1]).to(here) @ here
+    height, width = maps.shape[-2:]
+    if height != width:
+        raise ValueError(f"state: got a map of {height} × {width} positions at {name!r}, expected a square map")
+    here = rearrange(maps, "b c h w -> b (h w) c") @ classifier.weight.T  # (b, positions, m)
+    windows = _windows(width).to(here) @ here
     if classifier.bias is not None:
         windows = windows + classifier.bias
     return windows.float().softmax(-1).mean(1)
@@ -47,6 +65,7 @@ def class_evidence(model: LRM, output: str, logits: Float[Tensor, "b m"], state:
 
 @lru_cache(16)
 def _windows(side: int) -> Float[Tensor, "w p"]:
-    """All square windows of a map of `side` × `side` positions: a row each, which takes their mean."""
-    eye = torch.eye(side * side).reshape(1, side * side, side, side)
-    return torch.cat([F.avg_pool2d(eye, size, 1)[0].flatten(1) for size in range(1, side + 1)], 1).T.contiguous()
+    """All square windows of a map of `side` × `side` positions. Each row holds the weights of a mean over a window."""
+    eye = rearrange(torch.eye(side * side), "positions (h w) -> positions h w", h=side)
+    means = [rearrange(F.avg_pool2d(eye, size, 1), "positions h w -> (h w) positions") for size in range(1, side + 1)]
+    return torch.cat(means)

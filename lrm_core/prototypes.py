@@ -1,12 +1,12 @@
 r"""Prototypes: mean and standard deviation of a model's outputs over the images of each class, for every pass.
 
-A class's mean output is the publication's own kind of goal (Konkle & Alvarez, NeurIPS 2023).
+The mean output of a class is the kind of goal that the publication uses (Konkle & Alvarez, NeurIPS 2023).
 
     python -m lrm_core.prototypes --model runs/lrm_mini/model --source ../shared/data/tiny_imagenet \
         --output runs/prototypes.safetensors
 
-Unusual: one pass over the data with merged moments in float64 (Chan, Golub & LeVeque 1979). A sum of squares, as in the
-published files, loses every digit of the deviation where the mean is large.
+Unusual: moments are merged batch by batch in float64 (Chan, Golub & LeVeque 1979), so the data is read only once. A sum
+of squares, as in the published files, loses every digit of the deviation if the mean is large.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lrm_base.card import load_weights, save_weights
+from lrm_base.checks import whole_number
 from lrm_core.backbones import Preprocessing
 from lrm_core.model import LRM
 
@@ -35,13 +36,14 @@ Transform = Callable[[Any], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Prototypes:
-    """What a model says, on average, about the images of each class.
+    """The mean output of a model over the images of each class, and its deviation.
 
     Attributes:
-        names: of the M classes, in the order of their labels.
-        count: (M,), images of each class. mean, std: (passes, M, D), in logits; rows of a class without images are 0.
-            The deviation is that of the images themselves (divided by the count), as in the published files.
-        card: what is known about model and data.
+        names: names of the M classes, in the order of their labels.
+        count: (M,), number of images of each class.
+        mean, std: (passes, M, D), in logits; 0 for a class without images. The deviation divides by the count, as in
+            the published files.
+        card: facts about the model and the data.
     """
 
     names: tuple[str, ...]
@@ -51,81 +53,83 @@ class Prototypes:
     card: dict[str, Any] = field(default_factory=dict)
 
     def goal(self, name_or_index: str | int, which_pass: int = -1) -> Float[Tensor, " d"]:
-        """The mean output of a class, a goal in logits.
+        """The mean output of a class: a goal, in logits.
 
         Args:
-            name_or_index: a class's name, without regard to case, or its label.
+            name_or_index: a class's name, in upper or lower case, or its label.
             which_pass: counted from 0, or from the end: -1 is the last.
 
         Raises:
-            ValueError: there is no such class or pass, the name stands for several classes, or the class has no image.
+            ValueError: there is no such class or pass, several classes have the name, or the class has no image.
         """
-        passes = len(self.mean)
-        if not -passes <= which_pass < passes:
-            raise ValueError(f"which_pass: got {which_pass}, choices: 0 to {passes - 1}, or -1 for the last")
+        which_pass = whole_number("which_pass", which_pass, -len(self.mean), len(self.mean) - 1)
         label = self._find(name_or_index)
         if self.count[label] == 0:
-            raise ValueError(f"class {label}, {self.names[label]!r}, has no prototype: the data held no image of it")
+            raise ValueError(f"class {label}, {self.names[label]!r}, has no prototype: the data had no image of it")
         return self.mean[which_pass, label].clone()
 
     def _find(self, wanted: str | int) -> int:
-        if isinstance(wanted, int):
-            if not 0 <= wanted < len(self.names):
-                raise ValueError(f"no class {wanted}; choices: 0 to {len(self.names) - 1}")
-            return wanted
+        if not isinstance(wanted, str):
+            return whole_number("name_or_index", wanted, 0, len(self.names) - 1)
         exact = [label for label, name in enumerate(self.names) if name == wanted]
-        found = exact or [label for label, name in enumerate(self.names) if _plain(name) == _plain(wanted)]
-        if len(found) > 1:
-            raise ValueError(f"{wanted!r} names classes {' and '.join(map(str, found))}: give the number")
-        if found:
-            return found[0]
+        labels = exact or [label for label, name in enumerate(self.names) if _plain(name) == _plain(wanted)]
+        if len(labels) > 1:
+            numbers = " and ".join(map(str, labels))
+            raise ValueError(f"name_or_index: {wanted!r} names classes {numbers}, expected one of these numbers")
+        if labels:
+            return labels[0]
         if wanted.isdecimal():
             return self._find(int(wanted))
         by_plain = {_plain(name): name for name in self.names}
         near = difflib.get_close_matches(_plain(wanted), by_plain, n=5, cutoff=0.5)
         some = [by_plain[name] for name in near] or list(self.names[:5])
-        raise ValueError(f"no class {wanted!r} among {len(self.names)}; choices: {', '.join(some)}, …")
+        raise ValueError(f"name_or_index: no class {wanted!r} among {len(self.names)}; choices: {', '.join(some)}, …")
 
     def save(self, path: str | Path) -> None:
-        """Write ….safetensors and its card."""
+        """Write a ….safetensors file and its card."""
         tensors = {"count": self.count, "mean": self.mean, "std": self.std}
         save_weights(path, tensors, {**self.card, "kind": "prototypes", "classes": list(self.names)})
 
     @classmethod
     def load(cls, path: str | Path) -> Prototypes:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            ValueError: files are missing, altered or not those of prototypes.
+            ValueError: the file or its card is missing, was altered, or does not hold prototypes.
         """
         tensors, card = load_weights(path)
         names = card.get("classes")
         shapes = {key: tuple(value.shape) for key, value in tensors.items()}
         if card.get("kind") != "prototypes" or not isinstance(names, list) or shapes.keys() != {"count", "mean", "std"}:
             raise ValueError(
-                f"{path} does not hold prototypes: its card says {card.get('kind')!r}, its tensors are {shapes}"
+                f"{path} does not hold prototypes: got a card of kind {card.get('kind')!r} and tensors {shapes}, "
+                "expected 'prototypes' with count, mean and std"
             )
         mean = shapes["mean"]
         if shapes["count"] != (len(names),) or shapes["std"] != mean or len(mean) != 3 or mean[1] != len(names):
-            raise ValueError(f"{path}: its card names {len(names)} classes, its tensors are {shapes}")
+            raise ValueError(
+                f"{path}: got tensors {shapes}, expected those of the {len(names)} classes that its card names"
+            )
         return cls(tuple(names), tensors["count"], tensors["mean"], tensors["std"], card)
 
 
 class Moments:
-    """Count, mean and summed squared deviation of each class, for each pass, in float64, updated batch by batch."""
+    """Count, mean and sum of squared deviations of each class and pass, in float64. They are updated batch by batch."""
 
     def __init__(self, passes: int, num_classes: int, width: int) -> None:
+        passes, num_classes = whole_number("passes", passes, 1), whole_number("num_classes", num_classes, 1)
+        width = whole_number("width", width, 1)
         self.count = torch.zeros(num_classes, dtype=torch.int64)
         self.mean = torch.zeros(passes, num_classes, width, dtype=torch.float64)
         self.squares = torch.zeros(passes, num_classes, width, dtype=torch.float64)
 
     def add(self, outputs: Float[Tensor, "passes b d"], labels: Int[Tensor, " b"]) -> None:
-        """Merge the moments of a batch, computed around its own means, into those so far."""
+        """Merge the moments of a batch into the moments so far. They are computed around the batch's own means."""
         values = outputs.double()
-        classes, place, new = labels.unique(return_inverse=True, return_counts=True)
+        classes, rows, new = labels.unique(return_inverse=True, return_counts=True)
         empty = values.new_zeros(len(values), len(classes), values.shape[2])
-        mean = empty.index_add(1, place, values) / new[:, None]
-        squares = empty.index_add(1, place, (values - mean[:, place]) ** 2)
+        mean = empty.index_add(1, rows, values) / new[:, None]
+        squares = empty.index_add(1, rows, (values - mean[:, rows]) ** 2)
         old = self.count[classes]
         total = old + new
         shift = mean - self.mean[:, classes]
@@ -134,14 +138,14 @@ class Moments:
         self.count[classes] = total
 
     def std(self) -> Float[Tensor, "passes m d"]:
-        """The deviation around each class's mean; 0 where there is no image."""
+        """The deviation around the mean of each class; 0 for a class without images."""
         return (self.squares / self.count.clamp(min=1)[:, None]).sqrt()
 
 
 def square(preprocessing: Preprocessing) -> Transform:
-    """The transform of this project's models: the whole frame squashed to a square, normalised as a model's card says.
+    """The transform of this project's models, from a PIL image to (3, size, size).
 
-    Its result turns a PIL image into (3, size, size).
+    It squashes the whole frame to a square and normalises it as the preprocessing says.
     """
     from torchvision.transforms import v2
 
@@ -165,26 +169,29 @@ def compute_prototypes(
     names: Sequence[str] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Prototypes:
-    """Mean and deviation of a model's outputs for each class, each pass on its own, in one pass over the data.
+    """Mean and deviation of a model's outputs for each class and each pass. The data is read once.
 
     Args:
-        model: an `LRM`, or one of the published fronts `LRMNet` and `SteerableLRM`. It runs in evaluation mode and is
-            left as it was.
+        model: an `LRM`, or one of the published fronts `LRMNet` and `SteerableLRM`. It runs in evaluation mode;
+            afterwards it has its own mode again.
         dataset: a torchvision data set, a Hugging Face one with columns `image` and `label`, streamed or not, or
             anything that gives (image, label, …).
-        passes: forward passes; None: what a front was made for, 2 for an `LRM`.
-        transform: from a PIL image to what the model expects, (3, h, w), see `square`. Without it the data set must
-            give normalised tensors.
-        device: where to run; None: where the model is. The model is moved back afterwards.
-        output: a ….safetensors to save the result to. names: of the classes; None: those of the data set, or numbers
-            where it has none. about: goes into the card.
+        passes: forward passes; None means a front's own number, and 2 for an `LRM`.
+        transform: from a PIL image to the model's input, (3, h, w); see `square`. Without it the data set must give
+            normalised tensors.
+        device: the device to run on; None means the model's own. The model is moved back afterwards.
+        output: a ….safetensors file for the result.
+        names: names of the classes; None means those of the data set, or numbers if it has none.
+        about: facts for the card.
 
     Raises:
-        ValueError: images are no tensors, labels are of no class, outputs are not finite, or there is no image.
+        ValueError: an image is no tensor, a label has no class, an output is not finite, there is no image, or
+            `passes`, `batch_size` or `num_workers` is out of range.
     """
+    batch_size, num_workers = whole_number("batch_size", batch_size, 1), whole_number("num_workers", num_workers, 0)
     lrm, passes = _find_lrm(model, passes)
     home = next(model.parameters()).device
-    place = home if device is None else torch.device(device)
+    run_on = home if device is None else torch.device(device)
     modes = {module: module.training for module in model.modules()}
     names = _class_names(dataset) if names is None else tuple(names)
     loader: Iterable[tuple[Tensor, Tensor]] = DataLoader(
@@ -192,9 +199,9 @@ def compute_prototypes(
     )
     moments: Moments | None = None
     try:
-        model.eval().to(place)
+        model.eval().to(run_on)
         for images, labels in tqdm(loader, desc="prototypes", unit="batch", disable=None if progress else True):
-            outputs = torch.stack([o.float().cpu() for o in lrm.rollout(images.to(place), passes)])  # (passes, b, d)
+            outputs = torch.stack([o.float().cpu() for o in lrm.rollout(images.to(run_on), passes)])  # (passes, b, d)
             if moments is None:
                 names = names or tuple(map(str, range(outputs.shape[2])))
                 moments = Moments(passes, len(names), outputs.shape[2])
@@ -205,11 +212,11 @@ def compute_prototypes(
         for module, mode in modes.items():
             module.training = mode
     if moments is None or names is None:
-        raise ValueError("the data set is empty: expected at least one image")
+        raise ValueError("dataset: got no image, expected at least one")
     missing = [name for name, count in zip(names, moments.count.tolist(), strict=True) if count == 0]
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(names)} classes have no image, and so no prototype: "
+            f"{len(missing)} of {len(names)} classes have no image and therefore no prototype: "
             f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}",
             stacklevel=2,
         )
@@ -227,34 +234,33 @@ def compute_prototypes(
 
 
 def _find_lrm(model: nn.Module, passes: int | None) -> tuple[LRM, int]:
-    """The model within a front, or the model itself, and over how many passes to run it."""
+    """The model inside a front, or the model itself, and its number of passes."""
     lrm = getattr(model, "lrm", model)
     if not isinstance(lrm, LRM):
-        raise ValueError(f"expected an LRM, an LRMNet or a SteerableLRM, got {type(model).__name__}")
+        raise ValueError(f"model: got {type(model).__name__}, expected an LRM, an LRMNet or a SteerableLRM")
     passes = getattr(model, "forward_passes", 2) if passes is None else passes
-    if passes < 1:
-        raise ValueError(f"passes: got {passes}, expected at least 1")
-    return lrm, passes
+    return lrm, whole_number("passes", passes, 1)
 
 
 def _class_names(dataset: Any) -> tuple[str, ...] | None:
-    """What a data set calls its classes, if it tells; that of a subset is asked of the whole."""
+    """The class names of a data set, or of the whole set that it is a subset of; None if there are none."""
     while dataset is not None:
         features = getattr(dataset, "features", None)
-        found = getattr(features["label"] if features and "label" in features else dataset, "names", None)
-        found = found or getattr(dataset, "classes", None)
-        if found:
-            return tuple(name if isinstance(name, str) else name[0] for name in found)  # torchvision's ImageNet: tuples
+        names = getattr(features["label"] if features and "label" in features else dataset, "names", None)
+        names = names or getattr(dataset, "classes", None)
+        if names:
+            return tuple(name if isinstance(name, str) else name[0] for name in names)  # torchvision's ImageNet: tuples
         dataset = getattr(dataset, "dataset", None)
     return None
 
 
 def _collate(transform: Transform | None, items: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """A batch of images and labels from items of a data set."""
     images, labels = [], []
     for item in items:
         if isinstance(item, Mapping):
             if not {"image", "label"} <= item.keys():
-                raise ValueError(f"expected columns image and label, got {', '.join(item)}")
+                raise ValueError(f"dataset: got the columns {', '.join(map(str, item))}, expected image and label")
             image, label = item["image"], item["label"]
         else:
             image, label = item[0], item[1]
@@ -263,22 +269,24 @@ def _collate(transform: Transform | None, items: Sequence[Any]) -> tuple[Tensor,
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = f"a tensor of {image.dtype}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
             raise ValueError(
-                f"expected images as normalised tensors of floats, got {got}: give a transform, "
+                f"dataset: got {got} for an image, expected a normalised tensor of floats; give a transform, "
                 "such as lrm_core.prototypes.square(preprocessing)"
             )
         images.append(image)
-        labels.append(int(label))
+        labels.append(whole_number("label", label, 0))
     return torch.stack(images), torch.tensor(labels)
 
 
 def _check(outputs: Tensor, labels: Tensor, num_classes: int) -> None:
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if labels.max() >= num_classes:
         raise ValueError(
-            f"expected labels from 0 to {num_classes - 1}, got {int(labels.min())} to {int(labels.max())}; "
-            "names gives the classes where the data set does not"
+            f"dataset: got labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {num_classes - 1}; "
+            "give the names of all classes if the data set has none"
         )
     if not outputs.isfinite().all():
-        raise ValueError("the model's outputs are not all finite: are the images normalised as it expects?")
+        raise ValueError(
+            "model: got outputs that are not finite, expected finite ones; are the images normalised as it expects?"
+        )
 
 
 def _plain(name: str) -> str:
@@ -287,7 +295,8 @@ def _plain(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     from lrm_base.data import DataConfig, load_images
-    from lrm_core.published import WEIGHTS, image_transforms, open_backbone
+    from lrm_base.extras import require_packages
+    from lrm_core.published_backbones import WEIGHTS, image_transforms, open_backbone
     from lrm_core.weights import held_out_rows
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -300,9 +309,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args(argv)
+    require_packages("datasets")
     try:
         model, preprocessing, card = open_backbone(given.model)
-        is_published = given.model in WEIGHTS  # these see the middle of the frame, ours see it squashed
+        is_published = given.model in WEIGHTS  # these see the middle of the frame; ours see the whole frame squashed
         transform = image_transforms()["val_transform"] if is_published else square(preprocessing)
         data = load_images(DataConfig(source=given.source, num_holdout=held_out_rows(card)), given.split)
         compute_prototypes(

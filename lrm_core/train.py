@@ -1,7 +1,7 @@
-"""Train a backbone with feedback, top to bottom: `accelerate launch -m lrm_core.train --config configs/lrm_mini.yaml`.
+"""Train a backbone with feedback: `accelerate launch -m lrm_core.train --config configs/lrm_mini.yaml`.
 
-Stages run one after the other: seeing at growing resolution, then seeing and looking for over several passes.
-The same command resumes an interrupted run, exactly: everything random is drawn from the seed and the step.
+The stages run one after the other: first seeing at growing resolution, then seeing and looking over several passes. The
+same command resumes an interrupted run exactly, because all random numbers come from the seed and the step.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
-from lrm_base.config import Config
+from lrm_base.config import Config, Count, TrainingSeed
 from lrm_base.data import DataConfig, Images, augment, imagenet_names, load_images, training_batches
+from lrm_base.extras import require_packages
 from lrm_core.backbones import BackboneEntry, Preprocessing
 from lrm_core.feedback import Connection, Feedback, start_at_classifier
 from lrm_core.model import LRM, Rule
@@ -30,21 +30,29 @@ from lrm_core.weights import build, save_model, start_from
 
 
 class StageConfig(Config):
-    """A stretch of training. `learning_rate` runs from the first to the second number.
+    """One stage of training.
 
-    size: side of the images in pixels; valid_size: the same in validation, if another. sizes: sides of which each step
-    draws one, so that objects are seen small and large; without them all are `size`. passes: over which the loss is
-    averaged. schedule: along half a cosine, or in a straight line as published ("cyclic", with a warmup). warmup: part
-    of the stage, 0–1, over which the learning rate first rises from zero. freeze_norm: keep the running statistics of
-    batch normalisation (affine parameters still learn), so that all passes share them. freeze_backbone: only the
-    feedback learns, and those of the backbone's modules that `learn` names.
+    Attributes:
+        size: side of the images in pixels.
+        valid_size: the side in validation; None means `size`.
+        sizes: if given, each step draws its side from them, so that the network sees objects small and large.
+        passes: number of passes; the loss is averaged over them.
+        learning_rate: its value at the start and at the end.
+        schedule: half a cosine between the two, or a straight line as published ("cyclic", with a warmup).
+        warmup: part of the stage, 0–1, in which the learning rate first rises from zero.
+        min_scale: smallest area of a crop, as part of the image.
+        freeze_norm: whether to keep the running statistics of batch normalisation, so that all passes share them. Its
+            affine parameters still learn.
+        freeze_backbone: whether the backbone stays as it is. Then only the feedback and the modules in `learn` learn.
+        learn: names of modules of the backbone that learn although it is frozen.
+        goals: the goal-directed part; None trains seeing only.
     """
 
-    epochs: int
-    size: int
-    valid_size: int | None = None
-    sizes: tuple[int, ...] = ()
-    passes: int = 1
+    epochs: Count
+    size: Count
+    valid_size: Count | None = None
+    sizes: tuple[Count, ...] = ()
+    passes: Count = 1
     learning_rate: tuple[float, float]
     schedule: Literal["cosine", "linear"] = "cosine"
     warmup: float = 0.0
@@ -56,18 +64,27 @@ class StageConfig(Config):
 
 
 class ConnectionConfig(Config):
+    """A feedback connection, between two named steps of the backbone."""
+
     source: str
     destination: str
 
 
 class BackboneTraining(Config):
-    """Everything that decides a run.
+    """All settings of a run.
 
-    classes: a table of classes as JSON, `imagenet` for the 1,000 names that torchvision carries, or the data set's own
-    names. init_from: a trained model (`backbone.safetensors` with its card) to start from; paths that it lacks start
-    anew, paths that are not among `connections` are dropped. feedback_rate: learning rate of the feedback paths in
-    units of the backbone's. rule: how feedback meets its destination; `add` makes a control. template_scale: see
-    `start_at_classifier`.
+    Attributes:
+        init_from: a trained model (`backbone.safetensors` with its card) to start from. Paths that it does not have
+            start new, and paths that are not among `connections` are left out.
+        connections: None means the default connections of the backbone.
+        classes: a JSON file with the table of classes, or `imagenet` for the 1,000 names of torchvision; None means the
+            data set's own names.
+        rule: see `LRM`; `add` makes a control.
+        feedback_rate: learning rate of the feedback paths, as a multiple of the backbone's.
+        template_scale: see `start_at_classifier`.
+        checkpoint_minutes: time between two checkpoints.
+        num_validation: number of validation images.
+        max_steps: the run ends after so many steps; None runs all stages.
     """
 
     name: str
@@ -82,18 +99,18 @@ class BackboneTraining(Config):
     rule: Rule = "multiply"
     feedback_rate: float = 1.0
     template_scale: float = 6.0
-    batch_size: int = 128
+    batch_size: Count = 128
     label_smoothing: float = 0.1
     precision: Literal["no", "bf16"] = "bf16"
-    seed: int = 0
+    seed: TrainingSeed = 0
     run_folder: str
     checkpoint_minutes: float = 4.0
-    num_validation: int = 2000
-    max_steps: int | None = None
+    num_validation: Count = 2000
+    max_steps: Count | None = None
 
 
 def class_table(path: str | None, data: Any) -> list[dict[str, Any]]:
-    """One entry for each class: `name`, and where the file tells, `synonyms` and `is_a`."""
+    """One entry for each class: `name`, and `synonyms` and `is_a` if the file has them."""
     if path == "imagenet":
         return [{"name": name} for name in imagenet_names()]
     if path is not None:
@@ -102,24 +119,24 @@ def class_table(path: str | None, data: Any) -> list[dict[str, Any]]:
 
 
 def hypernym_groups(classes: list[dict[str, Any]]) -> Tensor:
-    """0/1 memberships of the hypernyms that cover 2 to 40 classes: (groups, classes)."""
+    """The classes of each hypernym that has 2 to 40 of them, as 0/1: (groups, classes)."""
     names = sorted({word for entry in classes for word in entry.get("is_a", [])})
     rows = [[float(name in entry.get("is_a", [])) for entry in classes] for name in names]
     return torch.tensor([row for row in rows if 2 <= sum(row) <= 40]).reshape(-1, len(classes))
 
 
 def stage_at(stages: list[StageConfig], epoch: int) -> tuple[StageConfig, int]:
-    """The stage that an epoch belongs to, and how many epochs came before that stage."""
+    """(the stage of an epoch, number of epochs before that stage). Raises ValueError after the last stage."""
     before = 0
     for stage in stages:
         if epoch < before + stage.epochs:
             return stage, before
         before += stage.epochs
-    raise ValueError(f"epoch {epoch} lies after the last stage, which ends at {before}")
+    raise ValueError(f"epoch: got {epoch}, expected less than {before}: it lies after the last stage")
 
 
 def first_looking_epoch(stages: list[StageConfig], templates: str | None) -> int | None:
-    """The epoch at which looking for begins, or in which templates are named to learn without it, if there is one."""
+    """The first epoch of a stage that has goals or names the templates to learn; None if there is no such stage."""
     before = 0
     for stage in stages:
         if stage.goals is not None or templates in stage.learn:
@@ -129,9 +146,9 @@ def first_looking_epoch(stages: list[StageConfig], templates: str | None) -> int
 
 
 def learning_rate_at(stage: StageConfig, fraction: float) -> float:
-    """From the first to the second learning rate of the stage by its schedule, after its warmup.
+    """The learning rate at a fraction of the stage, 0–1, by its schedule and warmup.
 
-    A straight line falls from the end of the warmup on; a cosine has begun to fall by then, unnoticeably.
+    A straight line starts to fall at the end of the warmup. A cosine starts to fall at once, but hardly at first.
     """
     start, end = stage.learning_rate
     rise = min(1.0, fraction / stage.warmup) if stage.warmup else 1.0
@@ -142,7 +159,7 @@ def learning_rate_at(stage: StageConfig, fraction: float) -> float:
 
 
 def validation_images(data: Any, count: int) -> Any:
-    """`count` rows of a data set: the first, or evenly spaced ones where it lists class by class (an ImageFolder)."""
+    """The first `count` rows of a data set, or evenly spaced ones if it lists class by class (an ImageFolder)."""
     count = min(count, len(data))
     labels = data["label"][:]
     step = len(data) // count if all(a <= b for a, b in itertools.pairwise(labels)) else 1
@@ -150,7 +167,7 @@ def validation_images(data: Any, count: int) -> Any:
 
 
 def begin_looking(model: LRM, entry: BackboneEntry, template_scale: float) -> None:
-    """What was not trained yet starts from the classifier; see `first_looking_epoch` for when."""
+    """Set untrained feedback and templates from the classifier. `first_looking_epoch` tells when to do it."""
 
     def path(destination: str | None) -> Feedback | None:
         paths = dict(model.paths.items())
@@ -164,7 +181,7 @@ def begin_looking(model: LRM, entry: BackboneEntry, template_scale: float) -> No
 
 
 def choose_what_learns(model: LRM, stage: StageConfig) -> None:
-    """Freeze the backbone or parts of it. Raises ValueError where a stage names a module that does not exist."""
+    """Freeze the backbone or parts of it. Raises ValueError if the stage names a module that does not exist."""
     modules = dict(model.backbone.named_modules())
     unknown = [name for name in stage.learn if name not in modules]
     if unknown:
@@ -175,15 +192,17 @@ def choose_what_learns(model: LRM, stage: StageConfig) -> None:
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """Let batch normalisation use, and no longer change, its running statistics."""
+    """Make batch normalisation use its running statistics and no longer change them."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def train(config: BackboneTraining) -> Path:
-    """Run or resume a training; returns the folder that holds the finished model."""
+    """Run or resume a training. Returns the folder of the finished model."""
     run = Path(config.run_folder)
+    from accelerate.utils import DistributedDataParallelKwargs
+
     accelerator = start_accelerator(
         run,
         config.precision,
@@ -222,7 +241,7 @@ def train(config: BackboneTraining) -> Path:
     resumed = load_latest_checkpoint(accelerator, run / "checkpoints")
     progress = resumed or {"epoch": 0, "batch": 0, "step": 0}
     for group, scale in zip(optimizer.param_groups, (1.0, 1.0, config.feedback_rate), strict=True):
-        group["scale"] = scale  # what a checkpoint brought back is the scale of the run that wrote it
+        group["scale"] = scale  # a checkpoint restores the scale of the run that wrote it
     step: int = progress["step"]
     saved = time.monotonic()
 
@@ -250,7 +269,7 @@ def train(config: BackboneTraining) -> Path:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             size = stage.size
-            if stage.sizes:  # of the step alone: processes that run side by side share it
+            if stage.sizes:  # drawn from the step alone, so that parallel processes draw the same size
                 alike = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
                 size = stage.sizes[int(torch.randint(0, len(stage.sizes), (), generator=alike))]
             inputs = augment(pixels, size, generator, min_scale=stage.min_scale)
@@ -302,12 +321,19 @@ def train(config: BackboneTraining) -> Path:
 
 
 def _report(run: Path, metrics: dict[str, Any]) -> None:
-    """Print a line of metrics and keep it."""
+    """Print a line of metrics and append it to the run's file."""
     rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in metrics.items()}
     tqdm.write(" · ".join(f"{name} {value}" for name, value in rounded.items()))
     with open(run / "metrics.jsonl", "a") as stream:
         stream.write(json.dumps(rounded) + "\n")
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Train the backbone that a configuration describes."""
+    config = BackboneTraining.from_command_line(__doc__.splitlines()[0], argv)
+    require_packages("accelerate", "datasets", "tensorboard")
+    train(config)
+
+
 if __name__ == "__main__":
-    train(BackboneTraining.from_command_line(__doc__.splitlines()[0]))
+    main()

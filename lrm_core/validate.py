@@ -1,6 +1,6 @@
-"""Quick metrics after an epoch: top-1 of every pass, and goals that are in a scene or are not.
+"""Quick metrics after an epoch: top-1 of every pass, and steering by present and by absent goals.
 
-The full, reported evaluation is `steer evaluate`; this one uses the classes' mean outputs as goals, not words.
+Here the mean output of a class is its goal. The full evaluation, with words as goals, is `steer evaluate`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lrm_base.checks import whole_number
 from lrm_base.data import Images, ordered_batches
 from lrm_core.model import Steer
 from lrm_core.scenes import NUM_OBJECTS, compose, random_squares
@@ -21,8 +22,20 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def validate(objective: Objective, images: Images, passes: int, size: int, strength: float = 1.0) -> dict[str, float]:
-    """Fractions in 0–1: `top1/pass1…`, and for each kind of scene `KIND/present` and `KIND/absent`, how often a goal
-    becomes top-1, with `KIND/unsteered` for how often a present class is top-1 without it."""
+    """Fractions in 0–1, by name.
+
+    `top1/pass1`, …: correct answers of each pass. For each kind of scene `KIND/present` and `KIND/absent`: how often a
+    present and an absent goal becomes top-1. `KIND/unsteered`: how often a present class is top-1 without a goal.
+
+    Args:
+        passes: number of passes of each roll-out.
+        size: side of the images in pixels.
+        strength: gain of the goals' feedback.
+
+    Raises:
+        ValueError: `passes`, `size` or `strength` is out of range.
+    """
+    passes, size = whole_number("passes", passes, 1), whole_number("size", size, 1)
     model, training = objective.model, objective.training
     modes = {module: module.training for module in objective.modules()}
     objective.eval()
@@ -47,7 +60,7 @@ def validate(objective: Objective, images: Images, passes: int, size: int, stren
                 absent = torch.randint(0, objective.num_classes, (1000,), generator=generator).to(device)
                 is_absent = (scenes.labels != absent[:, None]).all(1)
                 unsteered: list[Tensor] = []
-                found: dict[str, list[Tensor]] = {"present": [], "absent": []}
+                hits: dict[str, list[Tensor]] = {"present": [], "absent": []}
                 for part, inside, outside in zip(
                     scenes.pixels.split(250), scenes.labels[:, -1].split(250), absent.split(250), strict=True
                 ):
@@ -55,10 +68,10 @@ def validate(objective: Objective, images: Images, passes: int, size: int, stren
                     unsteered.append(model.rollout(inputs, passes)[-1].argmax(1) == inside)
                     for name, goal in (("present", inside), ("absent", outside)):
                         steer = Steer(objective.output, prototypes[goal], strength)
-                        found[name].append(model.rollout(inputs, passes, [steer])[-1].argmax(1) == goal)
+                        hits[name].append(model.rollout(inputs, passes, [steer])[-1].argmax(1) == goal)
                 metrics[f"{kind}/unsteered"] = float(torch.cat(unsteered).float().mean())
-                metrics[f"{kind}/present"] = float(torch.cat(found["present"]).float().mean())
-                metrics[f"{kind}/absent"] = float(torch.cat(found["absent"])[is_absent].float().mean())
+                metrics[f"{kind}/present"] = float(torch.cat(hits["present"]).float().mean())
+                metrics[f"{kind}/absent"] = float(torch.cat(hits["absent"])[is_absent].float().mean())
     for module, mode in modes.items():
         module.training = mode
     objective.training = training

@@ -1,4 +1,4 @@
-"""Models to and from files: a safetensors file and its card (see `lrm_base.card`) are all that a model needs."""
+"""Save and load models. A model is a safetensors file and its card (see `lrm_base.card`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lrm_base.card import load_weights, save_weights
+from lrm_base.checks import whole_number
 from lrm_core.backbones import BackboneEntry, Preprocessing, find_backbone
 from lrm_core.feedback import Connection
 from lrm_core.model import LRM, Rule
@@ -19,8 +20,13 @@ LICENCE = "MIT (weights trained on ImageNet images: research use)"
 def build(
     backbone: str, num_classes: int, connections: Sequence[Connection] | None = None, rule: Rule = "multiply"
 ) -> tuple[LRM, BackboneEntry]:
-    """An untrained model of a registered backbone, with its default connections unless others are given."""
+    """An untrained model of a registered backbone. It has the backbone's default connections unless others are given.
+
+    Raises:
+        ValueError: there is no such backbone, or `num_classes` is not a whole number above 0. Or `LRM` raises it.
+    """
     entry = find_backbone(backbone)
+    num_classes = whole_number("num_classes", num_classes, 1)
     module = entry.build(num_classes=num_classes)
     return LRM(module, connections or entry.connections, entry.preprocessing.size, rule=rule), entry
 
@@ -63,12 +69,13 @@ def save_model(
 
 
 def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) -> dict[str, str]:
-    """Give a model the weights of a trained one over the same classes.
+    """Give a model the weights of a trained model of the same classes.
 
-    Feedback paths that it lacks stay as they are, paths that only it has are dropped.
+    The trained model may lack feedback paths, and then the model keeps its own weights for them. It may also have more
+    paths, which are left out.
 
     Returns:
-        name and SHA-256 of the trained model, for the card of what is made of it.
+        `name` and `sha256` of the trained model, for the card of the new model.
 
     Raises:
         ValueError: the trained model is missing or altered, or has other classes or another backbone.
@@ -76,7 +83,9 @@ def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) 
     tensors, card = load_weights(path)
     theirs, ours = ([entry["name"] for entry in table] for table in (card["classes"], classes))
     if theirs != ours:
-        raise ValueError(f"{path} knows {len(theirs)} classes, not the {len(ours)} of this training in their order")
+        raise ValueError(
+            f"{path}: got {len(theirs)} classes, expected the {len(ours)} classes of this training in their order"
+        )
     wanted = model.state_dict()
     tensors = {key: value for key, value in tensors.items() if key in wanted or not key.startswith("paths.")}
     unfit = sorted(key for key, value in tensors.items() if key not in wanted or wanted[key].shape != value.shape)
@@ -84,26 +93,35 @@ def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) 
         key for key in wanted.keys() - tensors.keys() if not key.startswith("paths.") and "num_batches" not in key
     )
     if unfit or missing:
-        raise ValueError(f"{path} does not fit: unknown or of another shape {unfit}, missing {missing}")
+        raise ValueError(f"{path} does not fit: got unknown keys or other shapes {unfit}, missing {missing}")
     model.load_state_dict(tensors, strict=False)
     return {"name": card["name"], "sha256": card["sha256"]}
 
 
 def held_out_rows(card: dict[str, Any]) -> int:
-    """How many of the last training images of its data set a model was not trained on; 0 if its card does not tell."""
+    """The number of images, at the end of the training split, that training left out; 0 if the card does not say."""
     return card.get("training", {}).get("data", {}).get("num_holdout", 0)
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LRM, Preprocessing, dict[str, Any]]:
-    """A model in evaluation mode, its preprocessing and its card.
+    """Load a model in evaluation mode, its preprocessing and its card.
 
     Raises:
         ValueError: files are missing, altered, or do not fit the architecture that the card names.
     """
     tensors, card = load_weights(path)
+    lacking = [key for key in ("backbone", "connections", "preprocessing", "classes") if key not in card]
+    if lacking:
+        raise ValueError(
+            f"{path}: got a card of kind {card.get('kind')!r} without {', '.join(lacking)}, expected that of a backbone"
+        )
     connections = [Connection(**pair) for pair in card["connections"]]
-    with torch.random.fork_rng(devices=[]):  # building draws initial weights: leave the caller's generator alone
+    with torch.random.fork_rng(devices=[]):  # building draws initial weights; the caller's generator must not notice
         model, _ = build(card["backbone"], len(card["classes"]), connections, card.get("rule", "multiply"))
+    wanted = model.state_dict()
+    unfit = [key for key, value in tensors.items() if key in wanted and wanted[key].shape != value.shape]
+    if unfit:
+        raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: of another shape {unfit}")
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:

@@ -1,8 +1,9 @@
-"""Give a trained text tower its image tower: `accelerate launch -m prior.align --config configs/text_mini.yaml`.
+"""Train the image tower of a text encoder: `accelerate launch -m prior.align --config configs/text_mini.yaml`.
 
-Locked-text tuning after LiT (Zhai et al. 2022), the other way round: the text tower is frozen and a tiny vision
-transformer learns to answer with the embedding of what is shown. Unusual: the negatives are the captions of all other
-classes, not those of the batch, and captions are drawn anew for every batch from names, synonyms and templates.
+The text tower is already trained and stays frozen. A tiny vision transformer learns to answer an image with the
+embedding of a text that names it. This is locked-image tuning (LiT, Zhai et al. 2022) with the text locked instead.
+Unusual: an image is compared with captions of all classes, not with those of its batch. The captions are drawn anew for
+every batch from names, synonyms and templates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,33 +24,40 @@ from tqdm import tqdm
 from lrm_base.card import load_card
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.data import Images, augment, load_images, ordered_batches, training_batches
+from lrm_base.extras import require_packages
 from prior.captions import Vocabulary, fill, templates_for
 from prior.text import WEIGHTS, TextEncoder, open_folder
+from prior.text_model import TextConfig, save_text_model
 
 if TYPE_CHECKING:
-    from prior.train_text import TextConfig
+    from accelerate import Accelerator
 
 TEMPLATES_TO_MEASURE = ("{name}", "a photo of {a}", "the {name}")
 
 
 class ImageAligner(nn.Module):
-    """An OpenCLIP model's image tower and its loss against caption embeddings."""
+    """An OpenCLIP model's image tower and its loss against caption embeddings.
+
+    Args:
+        visual: the image tower. mean, std: of the pixels that it expects, one number for each channel, pixels in 0–1.
+        scale: what cosines are multiplied by before the softmax, at the start; it is learned.
+    """
 
     def __init__(self, visual: nn.Module, mean: list[float], std: list[float], scale: float = 20.0) -> None:
         super().__init__()
         self.visual = visual
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", rearrange(torch.tensor(mean), "c -> c 1 1"), persistent=False)
+        self.register_buffer("std", rearrange(torch.tensor(std), "c -> c 1 1"), persistent=False)
 
     def embed(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
-        """Unit-length embeddings of pixels in 0–1."""
+        """Embeddings of unit length. Pixels are in 0–1."""
         mean: Any = self.mean
         std: Any = self.std
         return F.normalize(self.visual((pixels - mean) / std).float(), dim=-1)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"], captions: Float[Tensor, "c n"], labels: Tensor) -> Tensor:
-        """Cross-entropy over the captions, one for each class."""
+        """Cross-entropy over the captions, one for each class. `labels`: (b,), the classes of the images."""
         return F.cross_entropy(self.log_scale.exp() * self.embed(pixels) @ captions.T, labels, label_smoothing=0.05)
 
 
@@ -63,14 +71,14 @@ def caption_bank(encoder: TextEncoder, vocabulary: Vocabulary) -> list[Float[Ten
 
 
 def class_embeddings(encoder: TextEncoder, names: tuple[str, ...]) -> Float[Tensor, "c n"]:
-    """Unit-length mean of each class name in a few templates, as in CLIP's zero-shot classifier."""
+    """The mean embedding of each class name in a few templates, of unit length, as in CLIP's zero-shot classifier."""
     parts = [encoder.encode([fill(template, name) for name in names]) for template in TEMPLATES_TO_MEASURE]
     return F.normalize(torch.stack(parts).mean(0), dim=-1)
 
 
 @torch.no_grad()
 def zero_shot(aligner: ImageAligner, images: Images, classes: Float[Tensor, "c n"]) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of the nearest class embedding."""
+    """How often an image's class is the nearest class embedding (top 1), or among the nearest five (top 5)."""
     aligner.eval()
     first = fifth = count = 0
     for pixels, labels in ordered_batches(images, 256):
@@ -84,9 +92,14 @@ def zero_shot(aligner: ImageAligner, images: Images, classes: Float[Tensor, "c n
 
 
 def align(config: TextConfig) -> Path:
-    """Run or resume the alignment of the model in `run_folder/model`, and write it back with its image tower."""
-    from prior.train_text import save_text_model
+    """Run or resume the alignment of the model in `run_folder/model`, and write it back with its image tower.
 
+    Returns:
+        The model folder.
+
+    Raises:
+        ValueError: the configuration has no `align` part, or a file is missing or was altered.
+    """
     if config.align is None:
         raise ValueError("expected a configuration with an `align` part, got none")
     settings, run = config.align, Path(config.run_folder)
@@ -99,7 +112,7 @@ def align(config: TextConfig) -> Path:
     if settings.patch_dropout > 0:
         from open_clip.transformer import PatchDropout
 
-        model.visual.patch_dropout = PatchDropout(settings.patch_dropout)  # has no weights, does nothing in use
+        model.visual.patch_dropout = PatchDropout(settings.patch_dropout)  # no weights; off outside training
     encoder = TextEncoder.load(run / "model", device=accelerator.device)
     vocabulary = Vocabulary.load(config.classes)
     bank, classes = caption_bank(encoder, vocabulary), class_embeddings(encoder, vocabulary.names)
@@ -179,7 +192,7 @@ def _step(
     size: int,
     seed: int,
 ) -> Tensor:
-    """Loss of one batch; crops and captions depend on the seed alone."""
+    """The loss of one batch. Its crops and captions depend on the seed alone."""
     chooser = random.Random(seed)
     captions = torch.stack([texts[chooser.randrange(len(texts))] for texts in bank])
     inputs = augment(pixels, size, torch.Generator().manual_seed(seed), min_scale=0.5)
@@ -187,7 +200,12 @@ def _step(
         return prepared(inputs, captions, labels)
 
 
-if __name__ == "__main__":
-    from prior.train_text import TextConfig
+def main(argv: list[str] | None = None) -> None:
+    """Align the image tower of the model that a configuration describes."""
+    config = TextConfig.from_command_line(__doc__.splitlines()[0], argv)
+    require_packages("accelerate", "datasets")
+    align(config)
 
-    align(TextConfig.from_command_line(__doc__.splitlines()[0]))
+
+if __name__ == "__main__":
+    main()

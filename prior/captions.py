@@ -1,8 +1,8 @@
 """Class names in plain English: articles, plurals, templates, and the captions that a prior is trained on.
 
-Templates after the zero-shot prompts of CLIP (Radford et al. 2021), widened by what people type when they look for
-something. Unusual: a caption may mean several classes at once; "a dog" maps to every class whose `is_a` holds `dog`.
-Everything is a pure function of its arguments.
+The templates start from the zero-shot prompts of CLIP (Radford et al. 2021). We added what people type when they look
+for something. Unusual: a caption may mean several classes at once. "a dog" means every class that has `dog` among its
+hypernyms (`is_a`). Every result depends on the arguments alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 Kind = Literal["name", "synonym", "is_a"]
 
-# Slots: {name} as written, {a} with its article, {s} in the plural.
+# {name} is the noun as written, {a} the noun with its article, {s} its plural.
 TEMPLATES: tuple[str, ...] = (
     "{name}",
     "{a}",
@@ -83,14 +83,14 @@ _SILENT_H = re.compile(r"^(hour|honest|honor|honour|heir)", re.IGNORECASE)
 
 
 def is_plural(noun: str) -> bool:
-    """Whether a noun phrase is a plural by itself: `binoculars`, `swimming trunks`; not `compass` or `school bus`."""
+    """Whether a noun phrase is already a plural. `binoculars` and `swimming trunks` are; `school bus` is not."""
     words = noun.split()
     last = words[_head(words)].lower() if words else ""
     return last.endswith("s") and not last.endswith(("ss", "us", "is", "'s")) and last not in _SINGULAR_IN_S
 
 
 def article(noun: str) -> str:
-    """`a`, `an`, or nothing for what takes neither (plurals, and masses such as `guacamole`)."""
+    """`a` or `an`; an empty string for plurals and for masses such as `guacamole`, which take neither."""
     words = noun.split()
     if not words or is_plural(noun) or words[_head(words)].lower() in _MASS:
         return ""
@@ -100,12 +100,12 @@ def article(noun: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """`a dog`, `an apron`, `binoculars`."""
+    """A noun phrase with its article: `a dog`, `an apron`, `binoculars`."""
     return f"{article(noun)} {noun}".strip()
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun phrase, made on its head: `dining tables`, `kings of beasts`, `meat loaves`, `geese`."""
+    """The plural of a noun phrase: `dining tables`, `kings of beasts`, `meat loaves`, `geese`."""
     words = noun.split()
     if not words:
         return noun
@@ -117,7 +117,7 @@ def plural(noun: str) -> str:
 
 
 def _head(words: Sequence[str]) -> int:
-    """The place of the word that a noun phrase is about: the one before the first preposition, or the last."""
+    """The place of the word that becomes plural: the word before the first preposition, or else the last word."""
     for index, word in enumerate(words[1:], start=1):
         if word in ("of", "in", "with", "on", "for"):
             return index - 1
@@ -140,12 +140,12 @@ def _plural_word(word: str) -> str:
 
 
 def fill(template: str, noun: str) -> str:
-    """A template's text for a noun; `{a}` takes the right article, `{s}` the plural."""
+    """The text of a template for a noun. `{name}` is the noun, `{a}` the noun with its article, `{s}` its plural."""
     return template.format(name=noun, a=with_article(noun), s=plural(noun))
 
 
 def templates_for(noun: str) -> tuple[str, ...]:
-    """The templates that make good English of this noun: a plural or a mass gets no second plural."""
+    """The templates that make good English with this noun. Plurals and masses do not get the plural templates."""
     if is_plural(noun):
         swaps = {
             " is the": " are the",
@@ -166,13 +166,17 @@ def _swapped(template: str, swaps: dict[str, str]) -> str:
 
 
 def query_variants(noun: str) -> tuple[str, ...]:
-    """All the ways in which this project expects somebody to ask for a noun, the bare word first; no duplicates."""
+    """All the ways in which we expect people to ask for a noun, without duplicates. The bare noun comes first."""
     return tuple(dict.fromkeys(fill(template, noun) for template in templates_for(noun)))
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and the classes that it means. `source`: where the noun comes from; `noun`: before any template."""
+    """A text and the classes that it means.
+
+    Attributes:
+        noun: what was put into the template. labels: the classes. source: where the noun comes from.
+    """
 
     text: str
     noun: str
@@ -181,14 +185,16 @@ class Caption:
 
 
 class Vocabulary:
-    """What a table of classes says in words: names, synonyms, and groups (hypernym → labels).
+    """The words of a table of classes: names, synonyms, and groups (hypernym → labels).
 
     Args:
-        classes: one entry for each class, in the order of the labels: `name`, and optionally `synonyms` and `is_a`.
-        held_out: words that must not reach a caption, compared whole and without regard to case.
+        classes: one entry for each class, in the order of the labels. An entry has a `name`, and may have `synonyms`
+            and `is_a`, which lists hypernyms.
+        held_out: words that must not reach a caption, in any case. Whole nouns are compared, and their plurals.
 
     Raises:
-        ValueError: an entry has no name, `label` differs from its place, or a class keeps no name at all.
+        ValueError: an entry has no name, its `label` is not its place in the table, or the held-out words leave a class
+            without any name.
     """
 
     def __init__(self, classes: Sequence[dict[str, Any]], held_out: Iterable[str] = ()) -> None:
@@ -217,7 +223,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path, held_out: Iterable[str] = ()) -> Vocabulary:
-        """Read a classes.json. Raises ValueError where it is missing or is not a list of classes."""
+        """Read a classes.json. Raises ValueError if it is missing, or is not a list of classes."""
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"table of classes not found: {path}")
@@ -231,7 +237,7 @@ class Vocabulary:
         return normal(noun) in self.held_out or normal(plural(noun)) in self.held_out
 
     def nouns(self) -> list[tuple[str, tuple[int, ...], Kind]]:
-        """Every noun with the classes that it means; a noun that stands in several places means all of them."""
+        """Every noun with the classes that it means. A noun that several classes have means all of those classes."""
         meaning: dict[str, tuple[str, set[int], Kind]] = {}
 
         def add(noun: str, labels: Iterable[int], kind: Kind) -> None:
@@ -249,22 +255,22 @@ class Vocabulary:
         return [(noun, tuple(sorted(labels)), kind) for noun, labels, kind in meaning.values()]
 
     def captions(self, templates: Sequence[str] | None = None) -> list[Caption]:
-        """Every noun in every template (by default all that fit it), each text once."""
-        found: dict[str, Caption] = {}
+        """Every noun in every template, each text once. Without `templates`, those of `templates_for` are used."""
+        by_text: dict[str, Caption] = {}
         for noun, labels, kind in self.nouns():
             for template in templates_for(noun) if templates is None else templates:
                 text = fill(template, noun)
-                found.setdefault(text, Caption(text, noun, labels, kind))
-        return list(found.values())
+                by_text.setdefault(text, Caption(text, noun, labels, kind))
+        return list(by_text.values())
 
 
 def captions(class_entry: dict[str, Any], templates: Sequence[str] | None = None) -> list[str]:
-    """The texts that name one class: its name, synonyms and hypernyms in every template, each once."""
+    """The texts that mean one class: its name, synonyms and hypernyms in every template, each text once."""
     nouns = [class_entry["name"], *class_entry.get("synonyms", ()), *class_entry.get("is_a", ())]
     texts = (fill(t, noun) for noun in nouns for t in (templates_for(noun) if templates is None else templates))
     return list(dict.fromkeys(texts))
 
 
 def normal(noun: str) -> str:
-    """How two nouns are compared: lower case, single spaces, hyphens and underscores as spaces."""
+    """The form in which nouns are compared: lower case, single spaces, spaces for hyphens and underscores."""
     return " ".join(re.sub(r"[-_]", " ", noun).lower().split())

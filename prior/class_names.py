@@ -1,11 +1,12 @@
-"""ClassNamesPrior: goals from words without training, through the backbone's own class names.
+"""Goals from words without training: `ClassNamesPrior` needs only the names of the backbone's classes.
 
-A query is compared with the name of every class in the text encoder's space; a softmax over the standardised cosines
-says how much each class is meant, and the goal is the mixture of what the backbone says of those classes.
+A query is compared with the name of every class in the text encoder's space. A softmax over the standardised cosines
+says how much the query means each class. The goal is the mixture of what the backbone says of those classes.
 
-Unusual: what it says of a class is read off its classifier where no mean outputs are known. Features rectified from a
-class's own weights, read by the classifier again, tell which classes look alike, which their names hardly do. Numbers
-in this file were chosen with class names alone, on the embedded backbone, against the goals of its trained prior.
+Unusual: where the backbone's mean outputs are not known, they are estimated from its classifier. Features are made from
+a class's own weights, and the classifier reads them. Its answer tells which classes look alike; names hardly tell that.
+The constants in this file were chosen with class names alone: goals for the embedded backbone were compared with those
+of its trained prior.
 """
 
 from __future__ import annotations
@@ -18,26 +19,28 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lrm_base.checks import finite_number, whole_number
+from lrm_base.checks import seed as check_seed
 from prior.captions import fill
 
 Encode = Callable[[Sequence[str]], Tensor]
 
 TEMPLATES = ("{name}", "{a}", "a photo of {a}")
 TEMPERATURE = 0.5  # of the softmax over classes, in standard deviations of a query's cosines
-SCALE = 1.1  # logits: how far a class's mean output varies over the classes (about 0.65 of what single outputs do)
-SHARPNESS = 4.0  # temperature, in standard deviations, at which names alone stand in for a classifier
-COMPRESSION = 0.75  # power that brings a profile's peak from 8 to the 5 or 6 standard deviations of mean outputs
+SCALE = 1.1  # logits: standard deviation over the classes of a class's mean output, about 0.65 of a single output's
+SHARPNESS = 4.0  # temperature, in standard deviations, of the softmax in `name_profiles`
+COMPRESSION = 0.75  # power that lowers a profile's peak from 8 standard deviations to 5 or 6, as mean outputs have
 
 
 class ClassNamesPrior(nn.Module):
-    """A prior that knows nothing but names; use `from_names`. The interface is that of `prior.model.Prior`.
+    """A prior made of class names; build it with `from_names`. It is used like `prior.model.Prior`.
 
     Args:
-        embeddings: (m, n), unit length, of the class names. profiles: (m, m), logits; row j is the goal for class j.
+        embeddings: (m, n), of the class names, of unit length. profiles: (m, m), logits; row j is the goal of class j.
         temperature: of the softmax over classes, in standard deviations of a query's cosines.
 
     Raises:
-        ValueError: shapes do not fit each other, there are fewer than two classes, or the temperature is not positive.
+        ValueError: the shapes do not fit, there are fewer than two classes, or the temperature is not positive.
     """
 
     source = "class-names"
@@ -72,22 +75,25 @@ class ClassNamesPrior(nn.Module):
         temperature: float = TEMPERATURE,
         templates: Sequence[str] = TEMPLATES,
     ) -> ClassNamesPrior:
-        """Build one from the names of a backbone's outputs, in their order.
+        """Build a prior from the names of a backbone's outputs, in the order of the outputs.
+
+        Each class needs a profile: what the backbone says of that class. `outputs` gives the best profiles, then
+        `classifier`. With neither, profiles are made from how alike the names are.
 
         Args:
-            encode: texts to unit-length embeddings, (b, n).
-            outputs: (m, m), the backbone's mean output over images of each class, in logits: the best there is.
-            classifier: (m, d), weights of the layer that is steered; used where no outputs are known. Without either
-                the names' own similarities stand in.
-            mean, scale: one number, or (m,), of the backbone's outputs in logits; only used without `outputs`, which
-                bring their own.
-            templates: texts of a name, whose embeddings are averaged as in CLIP's zero-shot classifier.
+            encode: function from texts to embeddings of unit length, (b, n).
+            outputs: (m, m), logits; row j is the backbone's mean output over images of class j.
+            classifier: (m, d), weights of the layer whose outputs are the goals.
+            mean, scale: mean and standard deviation of the backbone's outputs in logits, each one number or (m,).
+                Not used with `outputs`.
+            templates: sentences for a name. Their embeddings are averaged, as in CLIP's zero-shot classifier.
 
         Raises:
-            ValueError: outputs and classifier are both given, or do not fit the number of names.
+            ValueError: both `outputs` and `classifier` are given, or one does not fit the number of names; or as
+                `embed_names`.
         """
         if outputs is not None and classifier is not None:
-            raise ValueError("outputs and classifier: expected at most one of them")
+            raise ValueError("outputs and classifier: expected at most one of them, got both")
         embeddings = embed_names(encode, names, templates)
         if outputs is not None:
             return cls(embeddings, outputs.float(), temperature)
@@ -97,10 +103,10 @@ class ClassNamesPrior(nn.Module):
 
     @torch.no_grad()
     def weights(self, text_embed: Float[Tensor, "b n"]) -> Float[Tensor, "b m"]:
-        """How much each class is meant by a text, adding up to 1.
+        """How much a text means each class. The weights of a text add up to 1.
 
         Raises:
-            ValueError: the embeddings' width is not that of the names.
+            ValueError: the text embeddings and the names' embeddings differ in width.
         """
         width = self.embeddings.shape[1]
         if text_embed.shape[-1] != width:
@@ -121,11 +127,17 @@ class ClassNamesPrior(nn.Module):
         guidance: float = 1.0,
         seed: int = 0,
     ) -> Float[Tensor, "b s m"]:
-        """Goals as `Prior.sample` gives them. Nothing is drawn: all samples of a text are alike, whatever the options.
+        """Goals in logits, in the shape that `Prior.sample` returns. Nothing is drawn: a text's samples are all alike.
+
+        `steps`, `guidance` and `seed` are checked as in `Prior.sample`, but change nothing.
 
         Raises:
-            ValueError: the embeddings' width is not that of the names.
+            ValueError: the text embeddings and the names' embeddings differ in width, or a number is out of range.
         """
+        num_samples = whole_number("num_samples", num_samples, 1)
+        whole_number("steps", steps, 1)
+        finite_number("guidance", guidance, 0)
+        check_seed(seed)
         goals = self.weights(text_embed) @ self.profiles
         return goals[:, None].repeat(1, num_samples, 1)
 
@@ -137,7 +149,14 @@ class ClassNamesPrior(nn.Module):
 def embed_names(
     encode: Encode, names: Sequence[str], templates: Sequence[str] = TEMPLATES, batch_size: int = 256
 ) -> Float[Tensor, "m n"]:
-    """Unit-length mean of each name's embeddings in all templates. Raises ValueError without names or templates."""
+    """The mean of each name's embeddings in all templates, of unit length.
+
+    Args:
+        encode: function from texts to embeddings of unit length, (b, n). batch_size: texts for each call of `encode`.
+
+    Raises:
+        ValueError: there is no name or no template, or `names` is one string.
+    """
     if isinstance(names, str) or not names or not templates:
         raise ValueError(f"expected class names and templates, got {names!r} and {templates!r}")
     total = None
@@ -151,21 +170,26 @@ def embed_names(
 
 
 def classifier_profiles(weight: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
-    """For each class, what a linear classifier says of features rectified from that class's own weights; standardised.
+    """What a linear classifier says of features made from a class's own weights, for each class.
 
-    Row j has mean 0 and deviation 1 over the classes. Meant for classifiers that read rectified features.
+    The features of class j are its weights minus the mean over the classes, rectified. Row j is what the classifier
+    answers to them, brought to mean 0 and standard deviation 1. The classifier should be one that reads rectified
+    features.
     """
     centred = weight - weight.mean(0)
     return _compress(F.relu(centred) @ centred.T)
 
 
 def name_profiles(embeddings: Float[Tensor, "m n"]) -> Float[Tensor, "m m"]:
-    """For each class, how alike the names of the others are, sharpened; standardised as in `classifier_profiles`."""
+    """How alike the name of each class is to the names of all, sharpened by a softmax.
+
+    Each row is brought to mean 0 and standard deviation 1, as in `classifier_profiles`.
+    """
     return _compress((standardise(embeddings @ embeddings.T) / SHARPNESS).softmax(-1))
 
 
 def standardise(values: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
-    """Each row with mean 0 and deviation 1."""
+    """Each row brought to mean 0 and standard deviation 1."""
     spread = values.std(-1, correction=0, keepdim=True).clamp(min=1e-6)
     return (values - values.mean(-1, keepdim=True)) / spread
 

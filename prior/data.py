@@ -1,10 +1,10 @@
-"""(text, vision-output) pairs: captions of the classes and of their hypernyms, joined with outputs of the backbone.
+"""Training pairs (text, vision output): captions of classes and hypernyms, with the backbone's outputs for images.
 
 A hypernym's caption ("a dog") is paired with images of any of its classes, so the prior learns the whole mixture.
 
-Unusual: thousands of further nouns are paired too. A noun is given to the classes whose names, synonyms or hypernyms
-lie nearest in the text encoder's space, by a softmax over cosines. That fills the space between the class names, where
-people's words fall. Held-out words never enter, in any form that `Vocabulary` recognises.
+Unusual: thousands of further nouns are paired too. Each noun is given to the classes whose names, synonyms or hypernyms
+lie nearest in the text encoder's space, by a softmax over cosines. So the space between the class names is filled too,
+where most of people's words fall. Held-out words never enter, in any form that `Vocabulary` recognises.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Texts:
     """Embedded texts and what they mean.
 
     Attributes:
-        embeddings: (t, N), unit length. meanings: (t, M), probabilities over classes. weights: (t,), how often to draw.
+        embeddings: (t, N), of unit length. meanings: (t, M), probabilities over the classes.
+        weights: (t,), how often to draw each text.
     """
 
     embeddings: Tensor
@@ -43,9 +44,13 @@ def soft_labels(
     handicaps: Float[Tensor, " a"],
     temperature: float,
 ) -> Float[Tensor, "t m"]:
-    """Probabilities over classes: a softmax over cosines with anchor nouns, shared among each anchor's classes.
+    """Probabilities over the classes, from a softmax over the cosines of each text with the anchor nouns.
 
-    `handicaps` are subtracted from the cosines: rare synonyms ("bear cat") attract words that are not theirs.
+    Args:
+        members: 1 where an anchor means a class. The probability of an anchor is shared equally among its classes.
+        handicaps: subtracted from the cosines with each anchor. Rare synonyms ("bear cat") need one, because they
+            attract words that mean something else.
+        temperature: of the softmax.
     """
     share = members / members.sum(1, keepdim=True)
     parts = [((part @ anchors.T - handicaps) / temperature).softmax(1) @ share for part in embeddings.split(4096)]
@@ -53,7 +58,7 @@ def soft_labels(
 
 
 def membership(labels: Sequence[tuple[int, ...]], num_classes: int) -> Float[Tensor, "t m"]:
-    """1 where a text means a class."""
+    """A table of texts and classes: 1 where a text means a class, 0 elsewhere."""
     members = torch.zeros(len(labels), num_classes)
     for row, classes in enumerate(labels):
         members[row, list(classes)] = 1.0
@@ -61,21 +66,30 @@ def membership(labels: Sequence[tuple[int, ...]], num_classes: int) -> Float[Ten
 
 
 def vocabulary_anchors(vocabulary: Vocabulary, encode: Encode) -> tuple[Float[Tensor, "a n"], Float[Tensor, "a m"]]:
-    """Embeddings of every noun that names a class or a hypernym, as "a noun", and the classes that each means."""
+    """Embeddings of all nouns of a vocabulary, each with its article, and the classes that each noun means."""
     nouns = vocabulary.nouns()
     embeddings = encode([fill("{a}", noun) for noun, _, _ in nouns])
     return embeddings, membership([labels for _, labels, _ in nouns], len(vocabulary.names))
 
 
 def read_nouns(path: str | Path, vocabulary: Vocabulary, max_words: int = 3) -> list[str]:
-    """Noun phrases of a `wnid<TAB>lemma, lemma` file, each once, without held-out words and the vocabulary's own."""
+    """Noun phrases of a `wnid<TAB>lemma, lemma` file, each once.
+
+    Left out are phrases of more than `max_words` words, held-out words, and nouns that the vocabulary already has.
+
+    Raises:
+        ValueError: a line has no tab.
+    """
     known = {normal(noun) for noun, _, _ in vocabulary.nouns()}
-    found: dict[str, None] = {}
-    for line in Path(path).read_text().splitlines():
-        for lemma in line.split("\t")[1].split(", "):
+    nouns: dict[str, None] = {}
+    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+        _, tab, lemmas = line.partition("\t")
+        if not tab:
+            raise ValueError(f"{path}, line {number}: expected wnid<TAB>lemmas, got {line[:60]!r}")
+        for lemma in lemmas.split(", "):
             if len(lemma.split()) <= max_words and normal(lemma) not in known and not vocabulary.holds_out(lemma):
-                found[lemma] = None
-    return list(found)
+                nouns[lemma] = None
+    return list(nouns)
 
 
 def build_texts(
@@ -89,19 +103,20 @@ def build_texts(
     nearest: float,
     synonym_handicap: float,
 ) -> Texts:
-    """Embed all captions and nouns.
+    """Embed all captions of the vocabulary, and further nouns in a few templates.
 
     Args:
-        group_share, noun_share: of the drawn texts that are hypernyms and further nouns; the rest name a class.
+        encode: function from texts to embeddings of unit length, (b, n).
+        group_share, noun_share: shares of hypernyms and of further nouns among the drawn texts; the rest name a class.
         temperature: of the softmax over cosines that gives a noun its classes.
-        synonym_handicap: subtracted from cosines with synonyms.
-        nearest: nouns whose best cosine with the vocabulary is lower are kept for one in ten only.
+        nearest: the least cosine with some noun of the vocabulary. Of the nouns below it, one in ten is kept.
+        synonym_handicap: subtracted from the cosines with synonyms.
     """
     captions = vocabulary.captions()
     members = membership([caption.labels for caption in captions], len(vocabulary.names))
     embeddings = encode([caption.text for caption in captions])
     is_group = torch.tensor([caption.source == "is_a" for caption in captions])
-    # Every class, and every hypernym, is drawn equally often however many captions it has.
+    # Every class is drawn equally often, however many captions it has, and so is every hypernym.
     per_class = (members * ~is_group[:, None]).sum(0)
     weights = (members / per_class.clamp(min=1)).sum(1) * ~is_group
     counts: dict[str, int] = {}
@@ -127,10 +142,13 @@ def build_texts(
 
 
 class Pairs:
-    """Draws (text embedding, output of one image that the text fits) at random.
+    """Draws pairs at random: a text embedding, and the output for an image that the text fits.
+
+    Args:
+        texts: embedded texts. outputs: (n, M), of n images. labels: (n,), the classes of these images.
 
     Raises:
-        ValueError: a class that a text means has no image, or a label is of no class.
+        ValueError: a class that a text means has no image, or a label is beyond the classes.
     """
 
     def __init__(self, texts: Texts, outputs: Float[Tensor, "n m"], labels: Int[Tensor, " n"]) -> None:
@@ -149,9 +167,11 @@ class Pairs:
     def draw(
         self, count: int, generator: torch.Generator, images: int = 1
     ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b m"]]:
-        """`count` pairs: a text by weight, then `images` times a class by the text's meaning and an image of it.
+        """Draw `count` pairs: (text embeddings, outputs).
 
-        The second of a pair is the mean of the images' outputs: a goal stands for a thing, not for one photograph.
+        A text is drawn by its weight. Then a class is drawn by the meaning of the text, and an image of that class,
+        `images` times. The second of a pair is the mean of the outputs of these images, because a goal stands for a
+        thing and not for one photograph.
         """
         rows = torch.multinomial(self.texts.weights, count, replacement=True, generator=generator)
         classes = torch.multinomial(self.texts.meanings[rows], images, replacement=True, generator=generator)

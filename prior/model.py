@@ -1,8 +1,8 @@
-"""Prior: from a text embedding (N-D) to goal vectors in a backbone's output space (M-D).
+"""A trained prior: from a text embedding (N-D) to goal vectors in a backbone's output space (M-D).
 
-Training runs through dalle2-pytorch's `DiffusionPrior` (see `prior.train`); what it learns is used here without it: the
-network, its cosine schedule and the statistics of the outputs. Configuration and statistics travel inside the
-safetensors file.
+`prior.train` trains it through dalle2-pytorch's `DiffusionPrior`. Using it does not need dalle2-pytorch: the network,
+its cosine schedule and the statistics of the outputs are enough. The architecture is kept in the card beside the
+weights, the statistics among the weights.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrm_base.card import load_weights, save_weights
+from lrm_base.checks import finite_number, whole_number
+from lrm_base.checks import seed as check_seed
 from prior.network import PriorNetwork
 from prior.sample import cosine_schedule, ddim
 
@@ -23,9 +26,9 @@ class Prior(nn.Module):
     """A trained diffusion prior.
 
     Args:
-        network: predicts clean standardised outputs.
-        mean, std: (M,) of the backbone's outputs over the training images, in logits.
-        timesteps: of the cosine schedule that the network was trained with.
+        network: predicts clean outputs, standardised.
+        mean, std: (M,), in logits, of the backbone's outputs over the training images.
+        timesteps: length of the cosine schedule that the network was trained with.
     """
 
     source = "diffusion"
@@ -51,36 +54,43 @@ class Prior(nn.Module):
         guidance: float = 1.0,
         seed: int = 0,
     ) -> Float[Tensor, "b s m"]:
-        """Goal vectors for text embeddings (unit length): `num_samples` each, in logits of the backbone.
+        """Goal vectors in logits of the backbone, `num_samples` for each text.
 
-        Every text gets the same starting noise: a text's samples do not depend on what stands beside it in the batch.
+        Every text gets the same starting noise, so its samples do not depend on the other texts in the batch.
+
+        Args:
+            text_embed: embeddings of unit length. steps: calls of the network, at most `timesteps`.
+            guidance: strength of classifier-free guidance; 1 is none, 0 leaves the text out.
+            seed: of the starting noise, 0 to 2**63 − 1.
 
         Raises:
-            ValueError: the embeddings' width is not the one that the prior was trained with.
+            ValueError: the embeddings have another width than in training, or a number is out of range.
         """
+        num_samples = whole_number("num_samples", num_samples, 1)
+        guidance = finite_number("guidance", guidance, 0)
         if text_embed.shape[-1] != self.network.text_width:
             raise ValueError(
                 f"text embedding: expected width {self.network.text_width}, got {text_embed.shape[-1]}; "
                 "was the prior trained with another text encoder?"
             )
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_seed(seed))
         noise = torch.randn(num_samples, self.network.dim, generator=generator).to(self.mean)
         count = len(text_embed)
-        text = text_embed.to(self.mean).repeat_interleave(num_samples, 0)
+        text = repeat(text_embed.to(self.mean), "b n -> (b s) n", s=num_samples)
 
         def denoise(x: Tensor, time: int) -> Tensor:
             times = torch.full((len(x),), time, device=x.device)
             return self.network.forward_with_cond_scale(x, times, cond_scale=guidance, text_embed=text)
 
-        clean = ddim(denoise, noise.repeat(count, 1), self.alphas, steps)
-        return (clean * self.std + self.mean).unflatten(0, (count, num_samples))
+        clean = ddim(denoise, repeat(noise, "s m -> (b s) m", b=count), self.alphas, steps)
+        return rearrange(clean * self.std + self.mean, "(b s) m -> b s m", b=count)
 
     def goals(self, text_embed: Float[Tensor, "b n"], **options: Any) -> Float[Tensor, "b m"]:
-        """One goal for each text: the mean of its samples. Options as in `sample`."""
+        """One goal for each text: the mean of its samples. The options are those of `sample`."""
         return self.sample(text_embed, **options).mean(1)
 
     def save(self, path: str | Path, card: dict[str, Any]) -> None:
-        """Write weights and card; the architecture goes into the card under `network`."""
+        """Write the weights and the card. The architecture goes into the card under `network`."""
         network = self.network
         architecture = {
             "text_width": network.text_width,
@@ -96,7 +106,7 @@ class Prior(nn.Module):
         """A prior in evaluation mode, and its card.
 
         Raises:
-            ValueError: files are missing, altered or not a prior's.
+            ValueError: a file is missing, was altered, or does not hold a prior.
         """
         tensors, card = load_weights(path)
         try:

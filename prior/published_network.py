@@ -1,9 +1,10 @@
-"""The network of the published priors: dalle2-pytorch's `DiffusionPriorNetwork`, key for key, without dalle2-pytorch.
+"""The network of the published priors: dalle2-pytorch's `DiffusionPriorNetwork` without dalle2-pytorch.
 
-After Ramesh et al. 2022 (unCLIP, section 2.2): a causal transformer reads [text tokens, text embedding, time step,
-noisy output, learned query]; the query's output is the prediction. Modules are named as in the published files and load
-strictly. Unusual: no text token depends on the time step or on the noise, and attention is causal, so the 257 text
-tokens are read once (`read`) and a denoising call computes three tokens (`predict`) where dalle2-pytorch computes 260.
+After Ramesh et al. 2022 (unCLIP, section 2.2): a causal transformer reads text tokens, the text embedding, the time
+step, the noisy output and a learned query. What it answers at the query is the prediction. Modules are named as in the
+published files, so that these load strictly. Unusual: attention is causal, so no text token depends on the time step or
+on the noise. The 257 text tokens are therefore read once (`read`). Each denoising call (`predict`) then computes three
+tokens, where dalle2-pytorch computes 260.
 """
 
 from __future__ import annotations
@@ -13,24 +14,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-COSINE_SCALE = 4.0  # of queries and of keys: the root of dalle2-pytorch's 16
-MAX_DISTANCE = 128  # of the relative position buckets
+COSINE_SCALE = 4.0  # factor of queries and of keys; dalle2-pytorch's 16 is its square
+MAX_DISTANCE = 128  # positions; from here on all distances share the last bucket of the position bias
 
 Memory = list[tuple[Tensor, Tensor]]
-"""Keys and values, each (b, j, head width), of what was read: one pair for each layer."""
+"""Keys and values of the tokens that were read, each (b, j, head width): one pair for each layer."""
 
 
 class PublishedNetwork(nn.Module):
     """Predicts clean outputs from noisy ones, a time step and a text.
 
     Args:
-        dim: width of the outputs and of all tokens. depth: layers. heads, head_width: of the attention.
-        feedforward: inner width of the feed-forward layers; 4 dim if None.
-        max_text_len: text positions; empty ones hold learned tokens.
-        buckets: of the relative position bias. rotated: how many numbers of a head's query and key are rotated.
+        dim: width of the outputs and of all tokens. depth: number of layers.
+        heads, head_width: number and width of the attention heads.
+        feedforward: inner width of the feed-forward layers; 4 · dim if None.
+        max_text_len: number of text positions. Empty positions hold learned tokens.
+        buckets: number of buckets of the relative position bias.
+        rotated: how many numbers of a head's query and key are rotated; 32, or all of a narrower head, if None.
     """
 
     def __init__(
@@ -66,8 +70,8 @@ class PublishedNetwork(nn.Module):
         """Read texts, once for all time steps.
 
         Args:
-            text_encodings: positions of zeros alone are empty, as are those behind `max_text_len`.
-            keep: False reads a row as no text (classifier-free guidance). Without it all rows are kept.
+            text_encodings: positions that hold only zeros count as empty. Positions from `max_text_len` on are ignored.
+            keep: a row with False is read as no text (classifier-free guidance). If None, all rows are kept.
         """
         count = len(text_embed)
         if keep is None:
@@ -88,10 +92,11 @@ class PublishedNetwork(nn.Module):
         times: Float[Tensor, " n"],
         keep: Bool[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Clean outputs.
+        """The predicted clean outputs.
 
         Args:
-            memory: of n texts, or of one that all rows share. keep: False hides a row's noisy output.
+            memory: what `read` returned, of n texts or of one text that all rows share.
+            keep: the noisy output of a row with False is hidden. If None, none is hidden.
         """
         if keep is not None:
             noisy = torch.where(keep[:, None], noisy, self.null_image_embed)
@@ -101,7 +106,7 @@ class PublishedNetwork(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Keys under `causal_transformer`."""
+    """The module that the published files call `causal_transformer`."""
 
     def __init__(
         self, dim: int, depth: int, heads: int, head_width: int, feedforward: int, buckets: int, rotated: int
@@ -123,15 +128,18 @@ class _Transformer(nn.Module):
         kept: Memory = []
         layers: Any = self.layers
         for index, (attend, feed) in enumerate(layers):
-            found, keys_and_values = attend(x, positions, bias, memory[index] if memory else None)
+            attended, keys_and_values = attend(x, positions, bias, memory[index] if memory else None)
             kept.append(keys_and_values)
-            x = x + found
+            x = x + attended
             x = x + feed(x)
         x = x / x.amax(-1, keepdim=True)  # dalle2-pytorch's stable layer norm
         return self.project_out(self.norm(x)), kept
 
     def _bias(self, positions: Tensor) -> Float[Tensor, "h i j"]:
-        """Added to the attention: of relative position, T5's buckets, and −∞ ahead. The null key is key 0."""
+        """What is added to the attention scores: a bias by distance, in T5's buckets, and −∞ for later tokens.
+
+        Key 0 is the learned null key, so the key of a token stands one place further on than the token.
+        """
         table = self.rel_pos_bias.relative_attention_bias.weight  # (buckets, h)
         keys = torch.arange(int(positions[-1]) + 2, device=positions.device)
         distance = (positions[:, None] - keys).clamp(min=0)
@@ -139,11 +147,14 @@ class _Transformer(nn.Module):
         growth = math.log(MAX_DISTANCE / exact)
         far = exact + ((distance.clamp(min=1) / exact).log() / growth * (len(table) - exact)).long()
         bucket = torch.where(distance < exact, distance, far.clamp(max=len(table) - 1))
-        return table[bucket].permute(2, 0, 1).masked_fill(keys > positions[:, None] + 1, -torch.inf)
+        return rearrange(table[bucket], "i j h -> h i j").masked_fill(keys > positions[:, None] + 1, -torch.inf)
 
 
 class _Attention(nn.Module):
-    """Cosine attention with many queries to one key and value head, and a learned key and value before all others."""
+    """Cosine attention with many query heads and one key and value head.
+
+    A learned key and value (the null key) stand before all others.
+    """
 
     def __init__(self, dim: int, heads: int, head_width: int, rotary: _Holder) -> None:
         super().__init__()
@@ -158,7 +169,7 @@ class _Attention(nn.Module):
         self, x: Tensor, positions: Tensor, bias: Tensor, memory: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x = self.norm(x)
-        queries = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, h, i, w)
+        queries = rearrange(self.to_q(x), "b i (h w) -> b h i w", h=self.heads)
         keys, values = self.to_kv(x).chunk(2, -1)  # (b, i, w)
         angles = positions[:, None] * self.rotary_emb.freqs
         queries, keys = F.normalize(_rotate(queries, angles), dim=-1), F.normalize(_rotate(keys, angles), dim=-1)
@@ -169,12 +180,12 @@ class _Attention(nn.Module):
         all_keys = torch.cat([F.normalize(null_key, dim=-1), keys], 1)
         all_values = torch.cat([null_value, values], 1)
         scores = queries @ all_keys[:, None].mT * COSINE_SCALE**2 + bias
-        found = scores.softmax(-1) @ all_values[:, None]
-        return self.to_out(found.transpose(1, 2).flatten(2)), (keys, values)
+        mixed = rearrange(scores.softmax(-1) @ all_values[:, None], "b h i w -> b i (h w)")
+        return self.to_out(mixed), (keys, values)
 
 
 class _LayerNorm(nn.Module):
-    """With a gain and no offset."""
+    """Layer norm with a gain and without an offset."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -191,7 +202,7 @@ class _SwiGLU(nn.Module):
 
 
 class _Holder(nn.Module):
-    """Gives parameters and modules the names that the published keys have."""
+    """Holds parameters and modules under the names of the published keys."""
 
     freqs: Tensor
     relative_attention_bias: nn.Embedding
@@ -209,16 +220,17 @@ class _Holder(nn.Module):
 
 def _feed_forward(dim: int, inner: int) -> nn.Sequential:
     into, out = nn.Linear(dim, 2 * inner, bias=False), nn.Linear(inner, dim, bias=False)
-    # dalle2-pytorch may have a norm and dropout where the identities stand: `out` is number 5 in the keys
+    # `out` is number 5 in the published keys. dalle2-pytorch can have a norm and dropout in place of the identities.
     return nn.Sequential(_LayerNorm(dim), into, _SwiGLU(), nn.Identity(), nn.Identity(), out)
 
 
 def _rotate(x: Tensor, angles: Float[Tensor, "i f"]) -> Tensor:
-    """Rotary positions (Su et al. 2021): neighbours are pairs, in the first 2 f numbers."""
+    """Rotary positions (Su et al. 2021). The first 2 f numbers are rotated, in pairs of neighbours."""
     turned, rest = x[..., : 2 * angles.shape[-1]], x[..., 2 * angles.shape[-1] :]
-    a, b = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    a, b = rearrange(turned, "... (f pair) -> pair ... f", pair=2)
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat([torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2), rest], -1)
+    rotated = rearrange([a * cos - b * sin, b * cos + a * sin], "pair ... f -> ... (f pair)")
+    return torch.cat([rotated, rest], -1)
 
 
 def _sinusoids(times: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n d"]:

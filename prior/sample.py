@@ -1,8 +1,8 @@
-"""Samplers as plain functions of (denoise, noise, schedule).
+"""Samplers as plain functions of a denoiser, noise and a schedule.
 
-Unusual: dalle2-pytorch's own DDIM makes one call too few and shrinks what it samples (slope 0.89 at five steps where 1
-is right); this one recovers an exact denoiser's distribution with any number of steps, one included. `ddpm` steps by a
-posterior that is given, since the published priors' files carry their own.
+Unusual: dalle2-pytorch's own DDIM makes one call too few and shrinks its samples (slope 0.89 at five steps, where 1 is
+right). Ours recovers the distribution of an exact denoiser with any number of steps, even one. `ddpm` takes the
+posterior as an argument, because the files of the published priors carry their own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from lrm_base.checks import finite_number, whole_number
 
 Denoise = Callable[[Tensor, int], Tensor]
 """(noisy (b, m), time step) → predicted clean (b, m)."""
@@ -37,22 +39,23 @@ def ddim(
     eta: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b m"]:
-    """Denoising diffusion implicit sampling (Song et al. 2021, eq. 12) in `steps` calls.
+    """Denoising diffusion implicit sampling (Song et al. 2021, eq. 12).
 
     Args:
-        noise: standard normal start.
-        alphas: ᾱ of every time step the network was trained with.
-        steps: number of calls, 1 to len(alphas).
-        eta: 0 is deterministic; 1 with all steps is ancestral sampling (DDPM), and needs a generator.
+        denoise: the network. noise: where sampling starts, standard normal.
+        alphas: ᾱ of every time step that the network was trained with.
+        steps: how often `denoise` is called, 1 to len(alphas).
+        eta: how much noise is added at each step, 0 to 1. 0 adds none. 1 with all steps is ancestral sampling (DDPM).
+        generator: draws that noise; needed unless `eta` is 0.
 
     Raises:
-        ValueError: `steps` outside its range, or eta without a generator.
+        ValueError: `steps` or `eta` is out of range, or `eta` is given without a generator.
     """
-    if not 1 <= steps <= len(alphas):
-        raise ValueError(f"steps: got {steps}, expected 1 to {len(alphas)}")
+    steps = whole_number("steps", steps, 1, len(alphas))
+    eta = finite_number("eta", eta, 0, 1)
     if eta and generator is None:
-        raise ValueError("eta > 0 draws noise: a generator is needed")
-    times = [len(alphas) * k // steps - 1 for k in range(steps, 0, -1)]  # evenly spaced; all steps: every time once
+        raise ValueError(f"eta: got {eta:g} without a generator, expected a generator or an eta of 0")
+    times = [len(alphas) * k // steps - 1 for k in range(steps, 0, -1)]  # evenly spaced, the last time step first
     x = noise
     for index, time in enumerate(times):
         clean = denoise(x, time)
@@ -68,7 +71,10 @@ def ddim(
 
 
 class Posterior(NamedTuple):
-    """q(x before the step | x, clean) at every time step (Ho et al. 2020, eq. 6 and 7)."""
+    """The distribution of x before a noising step, given x after it and the clean value, for every time step.
+
+    This is q(x_{t−1} | x_t, x_0) of Ho et al. 2020, eq. 6 and 7.
+    """
 
     clean: Float[Tensor, " t"]
     """Weight of the clean value in the mean."""
@@ -78,7 +84,7 @@ class Posterior(NamedTuple):
 
 
 def posterior(alphas: Float[Tensor, " t"]) -> Posterior:
-    """The posterior of a schedule: `alphas` is ᾱ of every time step."""
+    """The posterior of a schedule. `alphas`: ᾱ of every time step."""
     before = torch.cat([alphas.new_ones(1), alphas[:-1]])
     betas = 1 - alphas / before
     variance = betas * (1 - before) / (1 - alphas)
@@ -98,15 +104,16 @@ def ddpm(
     generator: torch.Generator,
     times: Sequence[int] | None = None,
 ) -> Float[Tensor, "b m"]:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2): one call for every time step, from the last to the first.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2). `denoise` is called for every time step, the last one first.
 
     Args:
-        noise: standard normal start.
-        times: only these steps, in this order; what comes out is still noisy unless the last of them is 0.
+        noise: where sampling starts, standard normal. given: the posterior of the schedule.
+        generator: draws the noise that each step adds.
+        times: only these time steps, in this order. The result is still noisy unless the last of them is 0.
     """
     x = noise
     for time in reversed(range(len(given.clean))) if times is None else times:
         mean = given.clean[time] * denoise(x, time) + given.noisy[time] * x
-        drawn = torch.randn(x.shape, generator=generator).to(x)  # drawn at time 0 too, as dalle2-pytorch does
+        drawn = torch.randn(x.shape, generator=generator).to(x)  # dalle2-pytorch draws at time 0 too
         x = mean + (0.5 * given.log_variance[time]).exp() * drawn if time else mean
     return x

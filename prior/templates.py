@@ -1,7 +1,8 @@
-"""Prompt templates: a name in several sentences, averaged, as CLIP's authors do and as the published priors expect.
+"""Prompt templates: a name in several sentences, whose encodings are averaged.
 
-After CLIP (Radford et al. 2021, section 3.1.4); the sentences are OpenAI's, as OpenCLIP carries them. Unusual: token
-encodings are averaged too, position by position, and brought to unit length: the published priors learned from such.
+CLIP's authors do this (Radford et al. 2021, section 3.1.4), and the published priors expect it. The sentences are
+OpenAI's, as OpenCLIP carries them. Unusual: token encodings are averaged too, position by position, and then brought to
+unit length, because the published priors were trained that way.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from prior.text import TextEncoder
 
 TEMPLATES = ("plain", "simple", "imagenet")
-"""The name alone; OpenAI's seven, with which the published priors were trained; OpenAI's eighty for ImageNet."""
+"""`plain` is the name alone. `simple` is OpenAI's seven sentences, with which the published priors were trained.
+`imagenet` is OpenAI's eighty sentences for ImageNet."""
 
 
 class Encoded(NamedTuple):
@@ -26,14 +28,14 @@ class Encoded(NamedTuple):
     embedding: Float[Tensor, "b width"]
     """Of unit length."""
     encodings: Float[Tensor, "b t token_width"]
-    """Of single tokens, each of unit length; zeros behind the end, up to the encoder's context length."""
+    """Token encodings, each of unit length. Behind the end are zeros, up to the encoder's context length."""
 
 
 def templates(name: str) -> tuple[str, ...]:
-    """Sentences with `{}` where a name goes.
+    """The sentences of a set, with `{}` where a name goes.
 
     Raises:
-        ValueError: no such set.
+        ValueError: there is no such set.
     """
     if name == "plain":
         return ("{}",)
@@ -51,10 +53,12 @@ def encode_with_templates(
     """Embeddings and token encodings of names, averaged over sentences.
 
     Args:
-        names: to be put into the sentences: "dog", not "a dog". sentences: each with one `{}`, or a set's name.
+        names: what is put into the sentences, without an article: "dog", not "a dog".
+        sentences: a list of sentences with one `{}` each, or the name of a set.
 
     Raises:
-        ValueError: no such set, no sentence, a sentence without its `{}`; or as `TextEncoder.encode`.
+        ValueError: there is no name, no such set or no sentence, or a sentence has not exactly one `{}`; or as
+            `TextEncoder.encode`.
     """
     if isinstance(sentences, str):
         sentences = templates(sentences)

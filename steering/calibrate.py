@@ -1,9 +1,9 @@
 """Assemble a model folder and calibrate it: `python -m steering.calibrate --config configs/calibrate_mini.yaml`.
 
-Chooses the default strength and passes on composites of training images that the backbone was not trained on, then
-fits a verdict on such composites and single images for every way of making goals. Goals by words are class names,
-hypernyms, and nouns that the backbone has no class for (which are never present); those without words are the classes'
-mean outputs and the outputs of single images.
+First it chooses the default strength and passes, on composites of training images that the backbone was not trained
+on. Then it fits a verdict for every way of making goals, on such composites and on single images. Goals by words are
+class names, hypernyms, and nouns that the backbone has no class for, which are never present. Goals without words are
+the mean outputs of the classes and the outputs for single images.
 """
 
 from __future__ import annotations
@@ -20,26 +20,37 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrm_base.card import save_weights
-from lrm_base.config import Config
+from lrm_base.config import Config, TrainingSeed
+from lrm_base.data import image_tensors
+from lrm_base.extras import require_packages
 from lrm_core.scenes import KINDS
+from lrm_core.trials import Trials, make_trials, top1
 from lrm_core.weights import held_out_rows
 from prior.captions import Vocabulary, with_article
 from prior.data import read_nouns, vocabulary_anchors
-from steering.evaluate.single import image_tensors
 from steering.evidence import FEATURES, UNSTEERED, Verdict, expand, features, save_verdicts
-from steering.steerer import Defaults, Steerer
-from steering.trials import Trials, class_goals, make_trials, run_steered, run_unsteered, steering_hits
+from steering.network import Defaults, Network
+from steering.rollouts import Unsteered, class_goals, run_steered, run_unsteered
+from steering.steerer import Steerer
 
 MakeGoals = Callable[[Trials, Tensor, bool], tuple[Tensor, Tensor]]
 """(trials, classes, whether they are present) → goals (b, m) and their familiarity (b,)."""
 
 
 class CalibrationConfig(Config):
-    """backbone, prior, text: folders of the trained parts; prototypes: a file; output: the model folder to write.
+    """What to assemble, and what to choose from.
 
-    strengths, passes: tried together; of those whose absent goals become top-1 in at most `most_absent` of the
-    composites of every kind and `most_absent_single` of the single images, the ones with the best J are taken.
-    scenes: of each kind. share_unknown: of the absent goals that are nouns outside the vocabulary.
+    Attributes:
+        backbone, prior, text: folders of the trained parts.
+        prototypes: a file of `lrm_core.prototypes`.
+        output: the model folder to write.
+        data: labelled images; see `lrm_base.data.DataConfig`.
+        strengths, passes: tried together. The pair with the best J is taken, among those that keep absent goals rare.
+        most_absent: share of the composites of each kind in which an absent goal may become top-1.
+        most_absent_single: the same for single images.
+        scenes: number of scenes of each kind.
+        share_unknown: share of the absent goals that are nouns outside the vocabulary.
+        share_hypernym: share of the goals that are hypernyms.
     """
 
     backbone: str
@@ -61,14 +72,14 @@ class CalibrationConfig(Config):
     share_unknown: float = 0.15
     share_hypernym: float = 0.2
     ridge: float = 1e-3
-    seed: int = 0
+    seed: TrainingSeed = 0
 
 
 def assemble(config: CalibrationConfig) -> Vocabulary:
     """Copy the trained parts into the model folder and write the vocabulary's embeddings."""
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "verdict.json").unlink(missing_ok=True)  # of what was there before
+    (output / "verdict.json").unlink(missing_ok=True)  # from an earlier run
     for folder, name in ((config.backbone, "backbone"), (config.prior, "prior")):
         for suffix in (".safetensors", ".json"):
             shutil.copyfile(Path(folder) / f"{name}{suffix}", output / f"{name}{suffix}")
@@ -97,46 +108,64 @@ def write_defaults(folder: Path, defaults: Defaults) -> None:
 def choose_defaults(
     steerer: Steerer, trials: Sequence[Trials], config: CalibrationConfig
 ) -> tuple[Defaults, list[dict[str, Any]]]:
-    """Strength and passes of the best J whose absent goals stay rare, and the table that they were chosen from.
+    """Strength and passes with the best J among those that keep absent goals rare, and the table of all of them.
 
-    J is the mean over composites of how often a goal is top-1 when present minus when absent. Leaves the defaults of
-    the steerer as chosen.
+    J is how often a goal is top-1 when present minus how often when absent, as the mean over kinds of composites.
 
     Raises:
-        ValueError: nothing keeps absent goals as rare as asked for.
+        ValueError: no pair keeps absent goals as rare as asked for.
     """
     goals = class_goals(steerer)
     table: list[dict[str, Any]] = []
-    fit: list[tuple[float, Defaults]] = []
     for passes in config.passes:
-        steerer.defaults = dataclasses.replace(steerer.defaults, passes=passes)
-        rates: dict[str, Any] = {}
+        network = steerer.network.with_defaults(dataclasses.replace(steerer.network.defaults, passes=passes))
+        rates: dict[str, list[tuple[float, float]]] = {}
         for trial in trials:
-            unsteered = run_unsteered(steerer, trial.scenes.pixels)
-            rates[trial.scenes.kind] = steering_hits(steerer, trial, unsteered, goals, config.strengths).rates()
+            unsteered = run_unsteered(network, trial.scenes.pixels)
+            kind = trial.scenes.kind
+            rates[kind] = [top1_rates(network, trial, unsteered, goals, strength) for strength in config.strengths]
         for index, strength in enumerate(config.strengths):
-            present = {kind: float(found[0][0, index]) for kind, found in rates.items()}
-            absent = {kind: float(found[1][0, index]) for kind, found in rates.items()}
+            present = {kind: pairs[index][0] for kind, pairs in rates.items()}
+            absent = {kind: pairs[index][1] for kind, pairs in rates.items()}
             kinds = [kind for kind in rates if kind != "single"]
             j = sum(present[kind] - absent[kind] for kind in kinds) / len(kinds)
             table.append({"strength": strength, "passes": passes, "J": j, "present": present, "absent": absent})
-            # Rates are counts over scenes, in float32: a rate at its limit is within it.
-            rare = max(absent[kind] for kind in kinds) <= config.most_absent + 1e-6
-            if rare and absent.get("single", 0.0) <= config.most_absent_single + 1e-6:
-                fit.append((j, dataclasses.replace(steerer.defaults, strength=strength)))
-    if not fit:
+    chosen = pick(table, config)
+    return dataclasses.replace(steerer.network.defaults, strength=chosen["strength"], passes=chosen["passes"]), table
+
+
+def pick(table: Sequence[dict[str, Any]], config: CalibrationConfig) -> dict[str, Any]:
+    """The row with the best J among those that keep absent goals rare. Raises ValueError if there is none."""
+    slack = 1e-6  # rates are counts over scenes in float32: a rate at its limit is within it
+    rare = [
+        row
+        for row in table
+        if max(rate for kind, rate in row["absent"].items() if kind != "single") <= config.most_absent + slack
+        and row["absent"].get("single", 0.0) <= config.most_absent_single + slack
+    ]
+    if not rare:
         raise ValueError(
             f"no strength among {config.strengths} keeps absent goals below {config.most_absent:.1%} of the composites "
-            f"and {config.most_absent_single:.1%} of the single images: {json.dumps(table)}"
+            f"and {config.most_absent_single:.1%} of the single images: {json.dumps(list(table))}"
         )
-    steerer.defaults = max(fit, key=lambda pair: pair[0])[1]
-    return steerer.defaults, table
+    return max(rare, key=lambda row: row["J"])
+
+
+def top1_rates(
+    network: Network, trial: Trials, unsteered: Unsteered, goals: Tensor, strength: float
+) -> tuple[float, float]:
+    """How often the goal becomes top-1 at a strength: when it is present, and when it is absent."""
+    present, absent = (
+        float(top1(run_steered(network, unsteered, goals[classes], strength), classes).float().mean())
+        for classes in (trial.present, trial.absent)
+    )
+    return present, absent
 
 
 def word_goals(
     steerer: Steerer, vocabulary: Vocabulary, unknown: Sequence[str], config: CalibrationConfig
 ) -> MakeGoals:
-    """Goals by words: class names, hypernyms, and for absent ones nouns outside the vocabulary."""
+    """Goals by words: class names and hypernyms. Absent goals may also be nouns outside the vocabulary."""
     generator = torch.Generator().manual_seed(config.seed)
     groups = [(noun, set(labels)) for noun, labels in vocabulary.groups.items() if 2 <= len(labels) <= 40]
 
@@ -155,15 +184,15 @@ def word_goals(
         distinct = sorted(set(queries))
         index = torch.tensor([distinct.index(query) for query in queries])
         batches = [[with_article(q) for q in distinct[i : i + 200]] for i in range(0, len(distinct), 200)]
-        goals = torch.cat([steerer.goals(batch) for batch in batches])
-        familiarity = torch.cat([steerer.familiarity(steerer.embed(batch)) for batch in batches])
-        return goals[index], familiarity[index]
+        goals = [goal for batch in batches for goal in steerer.goals(batch)]
+        vectors = torch.stack([goal.vector for goal in goals])
+        return vectors[index], vectors.new_tensor([goal.familiarity for goal in goals])[index]
 
     return make
 
 
 def wordless_goals(goals: Callable[[Tensor], Tensor]) -> MakeGoals:
-    """Goals of classes that need no words: `goals` maps class indices (b,) to (b, m)."""
+    """Goals that need no words. `goals` maps class indices (b,) to goal vectors (b, m)."""
 
     def make(trial: Trials, classes: Tensor, is_present: bool) -> tuple[Tensor, Tensor]:
         vectors = goals(classes)
@@ -173,15 +202,15 @@ def wordless_goals(goals: Callable[[Tensor], Tensor]) -> MakeGoals:
 
 
 def image_outputs(steerer: Steerer, pixels: Tensor, labels: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-    """For classes (b,), what the network, unsteered, says of an image of each, drawn at random.
+    """A function from classes (b,) to the network's unsteered outputs (b, m) for an image of each, drawn at random.
 
     Raises:
         ValueError: there is no image of some class.
     """
-    outputs = run_unsteered(steerer, pixels).last
+    outputs = run_unsteered(steerer.network, pixels).last
     generator = torch.Generator().manual_seed(seed)
     members = [torch.nonzero(labels == label)[:, 0] for label in range(len(steerer.class_names))]
-    empty = [name for name, found in zip(steerer.class_names, members, strict=True) if not len(found)]
+    empty = [name for name, rows in zip(steerer.class_names, members, strict=True) if not len(rows)]
     if empty:
         raise ValueError(f"no image among {len(labels)} of {len(empty)} classes: {', '.join(empty[:5])}")
 
@@ -193,13 +222,13 @@ def image_outputs(steerer: Steerer, pixels: Tensor, labels: Tensor, seed: int) -
 
 
 def verdict_examples(steerer: Steerer, trials: Sequence[Trials], make: MakeGoals) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (n, f), the same as if steering changed nothing, and answers (n,), over all trials."""
+    """Over all trials: features (n, f), the features as if steering changed nothing (n, f), and answers (n,)."""
     rows, without, answers = [], [], []
     for trial in tqdm(trials, desc="verdict examples", disable=None):
-        unsteered = run_unsteered(steerer, trial.scenes.pixels)
+        unsteered = run_unsteered(steerer.network, trial.scenes.pixels)
         for is_present, classes in ((True, trial.present), (False, trial.absent)):
             goals, familiarity = make(trial, classes, is_present)
-            after = run_steered(steerer, unsteered, goals)
+            after = run_steered(steerer.network, unsteered, goals)
             rows.append(features(unsteered.first, after, unsteered.places, goals, familiarity).cpu())
             first, places = unsteered.first, unsteered.places
             without.append(features(first, first, places, goals, familiarity).cpu())
@@ -220,12 +249,13 @@ def fit_verdict(values: Tensor, answers: Tensor, ridge: float) -> Verdict:
 
 
 def calibrate(config: CalibrationConfig) -> None:
-    """Assemble, choose the strength, fit the verdicts; writes everything into the model folder."""
+    """Assemble a model folder, choose its strength and passes, and fit its verdicts. All is written into the folder."""
     vocabulary = assemble(config)
     folder = Path(config.output)
     steerer = Steerer.load(folder)
-    num_holdout = held_out_rows(steerer.card)
-    pixels, labels = image_tensors(config.data, "holdout", steerer.preprocessing.size, num_holdout)
+    network = steerer.network
+    num_holdout = held_out_rows(network.card)
+    pixels, labels = image_tensors(config.data, "holdout", network.preprocessing.size, num_holdout)
     count = len(steerer.class_names)
 
     def scenes_of(part: slice) -> list[Trials]:
@@ -243,7 +273,8 @@ def calibrate(config: CalibrationConfig) -> None:
     unknown: list[str] = []
     if config.nouns:
         nouns = read_nouns(config.nouns, vocabulary)[::40]
-        near = torch.cat([steerer.familiarity(steerer.embed(nouns[i : i + 500])) for i in range(0, len(nouns), 500)])
+        language = steerer.language
+        near = torch.cat([language.familiarity(language.embed(nouns[i : i + 500])) for i in range(0, len(nouns), 500)])
         unknown = [noun for noun, cosine in zip(nouns, near.tolist(), strict=True) if cosine < 0.5]
     by_name = Steerer.load(folder, prior="class-names")
     prototypes = torch.stack([steerer.prototype_goal(name).vector for name in steerer.class_names])
@@ -263,9 +294,16 @@ def calibrate(config: CalibrationConfig) -> None:
         probability = verdicts[way].probability(values)
         right = ((probability >= 0.5) == (answers > 0.5)).float().mean()
         print(f"{way}: verdict on {len(answers)} trials, {right:.1%} right")
-    save_verdicts(folder / "verdict.json", verdicts, steerer.card["sha256"])
+    save_verdicts(folder / "verdict.json", verdicts, network.card["sha256"])
     print(f"features: {', '.join(FEATURES)}")
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Assemble and calibrate the model that a configuration describes."""
+    config = CalibrationConfig.from_command_line(__doc__.splitlines()[0], argv)
+    require_packages("datasets", "sklearn")
+    calibrate(config)
+
+
 if __name__ == "__main__":
-    calibrate(CalibrationConfig.from_command_line(__doc__.splitlines()[0]))
+    main()

@@ -1,13 +1,13 @@
 """How much a pass supports a goal, and the calibrated verdict on whether the goal is in the image.
 
-Support is the log-odds of the probability that the output gives to what the goal stands for. A goal for one class puts
-all its weight there; a goal such as "a dog" spreads it over the breeds. Evidence is the support of the steered pass
-minus that of the unsteered one.
+Support is the log-odds of the probability that an output gives to what the goal stands for. A goal for one class puts
+all its weight on that class. A goal such as "a dog" spreads it over the breeds. Evidence is the support of the steered
+pass minus the support of the unsteered pass.
 
-Unusual: the verdict does not read the steered output alone. A logistic regression, fitted on composites of training
-images that the backbone has not seen, weighs support and strength of the goal before and after, how torn the network
-is, what single places say, how many classes the goal covers, and how near the words lie to any that the backbone knows.
-It is fitted anew for every way of making goals. Looking for is not seeing: the calibration is what says "absent".
+Unusual: the verdict does not read the steered output alone. It is a logistic regression, fitted on composites of
+training images that the backbone has not seen. It weighs the support and the logit of the goal before and after, the
+entropy of the output, what single places say, how many classes the goal covers, and how near the words lie to words
+that the backbone knows. It is fitted separately for every way of making goals. This calibration is what says "absent".
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-UNSTEERED = " without steering"  # ends the names of verdicts fitted on the first pass alone: a control
-TINY = 1e-30  # a weight that is none
+UNSTEERED = " without steering"  # ends the names of verdicts that were fitted on the first pass alone, as a control
+TINY = 1e-30  # stands for a weight of zero in logarithms
 Answer = Literal["present", "absent", "unsure"]
 FEATURES = (
     "support before",
@@ -39,7 +39,7 @@ FEATURES = (
 
 
 def goal_weights(goal: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
-    """How much each class counts as the goal, 0–1, the best class 1: the goal's softmax over its largest value."""
+    """How much each class counts as the goal, 0–1: the softmax of the goal, divided by its largest value."""
     distribution = goal.float().softmax(-1)
     return distribution / distribution.amax(-1, keepdim=True)
 
@@ -47,7 +47,7 @@ def goal_weights(goal: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
 def support(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> Float[Tensor, " *b"]:
     """Log-odds, in nats, of the probability that an output (logits) gives to what the goal (logits) stands for.
 
-    In logarithms throughout: a network that is quite sure still has a gradient, which the heatmap needs.
+    Computed in logarithms throughout, so that a network that is quite sure still has a gradient. The heatmap needs it.
     """
     weights, chances = goal_weights(goal), output.float().log_softmax(-1)
     for_it, against = (w.clamp(min=TINY).log() for w in (weights, 1 - weights))
@@ -61,10 +61,12 @@ def features(
     goal: Float[Tensor, "*b m"],
     familiarity: Float[Tensor, " *b"],
 ) -> Float[Tensor, "*b f"]:
-    """What the verdict is made of, see `FEATURES`.
+    """The features that the verdict reads, in the order of `FEATURES`.
 
-    before, after, goal: logits. places: probabilities, see `lrm_core.places.class_evidence`. familiarity: cosine of the
-    query and the nearest known words.
+    Args:
+        before, after, goal: logits.
+        places: probabilities; see `lrm_core.places.class_evidence`.
+        familiarity: cosine of the query and the nearest known words.
     """
     weights = goal_weights(goal)
     covered = weights.sum(-1)
@@ -77,12 +79,12 @@ def features(
 
 @dataclass(frozen=True)
 class Verdict:
-    """A fitted logistic regression on polynomial features, and the probabilities at which it commits itself.
+    """A fitted logistic regression on polynomial features, and the two thresholds of its answers.
 
     Attributes:
-        mean, std: of the features, for standardising.
-        weights: for a constant, each feature, and each product of two features, in that order.
-        absent_below, present_above: probabilities; between them the answer is "unsure".
+        mean, std: of each feature; they standardise it.
+        weights: for a constant, for each feature, and for each product of two features, in that order.
+        absent_below, present_above: the thresholds, as probabilities. Between them the answer is "unsure".
     """
 
     mean: tuple[float, ...]
@@ -92,7 +94,7 @@ class Verdict:
     present_above: float = 0.8  # a false "present" is what users of such systems complain of
 
     def probability(self, values: Float[Tensor, "*b f"]) -> Float[Tensor, " *b"]:
-        """Calibrated probability that the goal is in the image, if present and absent goals are equally frequent."""
+        """Calibrated probability that the goal is in the image, where present and absent goals are equally frequent."""
         standard = (values - values.new_tensor(self.mean)) / values.new_tensor(self.std)
         return torch.sigmoid(expand(standard) @ values.new_tensor(self.weights))
 
@@ -104,14 +106,18 @@ class Verdict:
 
 
 def save_verdicts(path: str | Path, verdicts: Mapping[str, Verdict], backbone_sha256: str) -> None:
-    """Write the verdicts of a backbone, one for each way of making goals, as JSON."""
+    """Write the verdicts of a backbone as JSON, one for each way of making goals."""
     fitted = {name: verdict.__dict__ for name, verdict in verdicts.items()}
     fields = {"backbone_sha256": backbone_sha256, "features": FEATURES, "verdicts": fitted}
     Path(path).write_text(json.dumps(fields, indent=1) + "\n")
 
 
 def load_verdicts(path: str | Path, backbone_sha256: str) -> dict[str, Verdict]:
-    """What `save_verdicts` wrote. Raises ValueError if it is damaged or was fitted on other features or a backbone."""
+    """Read what `save_verdicts` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or was fitted on other features or on another backbone.
+    """
     try:
         fields: Any = json.loads(Path(path).read_text())
     except ValueError as error:
@@ -134,7 +140,7 @@ def load_verdicts(path: str | Path, backbone_sha256: str) -> dict[str, Verdict]:
 
 
 def expand(standard: Float[Tensor, "*b f"]) -> Float[Tensor, "*b g"]:
-    """A constant, the features, and their products of two."""
+    """A constant, the features, and the products of any two of them."""
     count = standard.shape[-1]
     products = [standard[..., i] * standard[..., j] for i in range(count) for j in range(i, count)]
     return torch.cat([torch.ones_like(standard[..., :1]), standard, torch.stack(products, -1)], -1)

@@ -1,30 +1,69 @@
-"""What to look for, understood: a goal vector, and how it was come by.
+"""A goal: what to look for, as a vector in the network's output space.
 
-Words become goals by a prior. A goal needs no words, though: a class's mean output (a prototype) is one, and so is what
-the network said of another image. Verdicts are calibrated for each way by itself.
+Words become a goal through a prior. A goal needs no words, though. The mean output of a class (a prototype) is a goal,
+and so is the output for another image. Each of these ways has a verdict of its own.
+
+Unusual: a `Goal` cannot be changed from outside. `vector` is a fresh copy each time, so that nobody can alter the looks
+of somebody else who uses the same goal.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NoReturn
 
+from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
 class Goal:
-    """A goal for one backbone.
+    """A goal for one network. It cannot be changed after it was made.
 
     Attributes:
         name: what the user wrote: words, a class, a file.
-        vector: (M,) logits of the backbone.
-        source: `diffusion`, `class-names` or `published` for words, by the prior; `prototype`; `image`; `algebra`.
-        familiarity: cosine of the words with the nearest that the backbone knows; 1 where there are no words.
-        terms: what the goal was combined of, with weights; those below zero should not be there. Empty if it is one.
+        vector: (M,) logits of the network; a copy each time.
+        source: how the goal was made. By words: `diffusion`, `class-names` or `published`, which names the prior.
+            Without words: `prototype` or `image`. By arithmetic: `algebra`.
+        familiarity: cosine of the words with the nearest words that the network knows. It is 1 for goals without words.
+        terms: the goals that this one was combined from, each with its weight. A weight below zero marks what should
+            not be there. Empty for a goal that was not combined.
     """
 
+    __slots__ = ("_vector", "familiarity", "name", "source", "terms")
+
+    _vector: Tensor
+
     name: str
-    vector: Tensor
     source: str
-    familiarity: float = 1.0
-    terms: tuple[tuple[float, Goal], ...] = ()
+    familiarity: float
+    terms: tuple[tuple[float, Goal], ...]
+
+    def __init__(
+        self,
+        name: str,
+        vector: Float[Tensor, " m"],
+        source: str,
+        familiarity: float = 1.0,
+        terms: tuple[tuple[float, Goal], ...] = (),
+    ) -> None:
+        """Keep a copy of `vector`, (M,)."""
+        values = {"name": name, "source": source, "familiarity": familiarity, "terms": tuple(terms)}
+        for key, value in {**values, "_vector": vector.detach().clone()}.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def vector(self) -> Float[Tensor, " m"]:
+        """The goal in logits of the network, (M,); a copy."""
+        vector: Tensor = self._vector
+        return vector.clone()
+
+    def __setattr__(self, key: str, value: Any) -> NoReturn:
+        raise AttributeError(f"a Goal cannot be changed, got {key} = …; make a new Goal instead")
+
+    def __delattr__(self, key: str) -> NoReturn:
+        raise AttributeError(f"a Goal cannot be changed, got del {key}; make a new Goal instead")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Goal, (self.name, self._vector, self.source, self.familiarity, self.terms)
+
+    def __repr__(self) -> str:
+        return f"Goal({self.name!r}, {len(self._vector)} logits, source={self.source!r})"

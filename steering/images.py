@@ -1,18 +1,18 @@
 """Image input: whatever a user names becomes one upright RGB photograph, or one clear line that says why not.
 
-Unusual about it: only formats of photographs are opened (EPS would start Ghostscript), the number of pixels is checked
-before any is decoded, and Pillow's warnings never reach the user. Colour profiles are not applied.
+Unusual: only formats of photographs are opened, since EPS would start Ghostscript. The number of pixels is checked
+before any pixel is decoded. Pillow's warnings never reach the user. Colour profiles are not applied.
 """
 
 import contextlib
 import glob
-import importlib.util
 import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,13 +20,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from steering.errors import ImageError, UnavailableError, printable
 
 MAX_PIXELS = 100_000_000
-MAX_BYTES = 1_000_000_000  # of a file: eight of every pixel, and more
+MAX_BYTES = 1_000_000_000  # the largest file that is read: eight bytes for each pixel, and more
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"),
 )
-SAMPLES = {"cat": "chelsea.png", "coffee": "coffee.png"}  # photographs that scikit-image carries
+SAMPLES = {"cat": "chelsea.png", "coffee": "coffee.png"}
+SAMPLES_FOLDER = Path(__file__).parent / "samples"  # their sources stand in its README.md
 SAMPLE_PREFIX = "sample:"
 
 
@@ -36,17 +37,31 @@ def sample_names() -> tuple[str, ...]:
     return tuple(SAMPLE_PREFIX + name for name in (*SAMPLES, f"{first}+{second}", f"{first}|{second}"))
 
 
+def image_name(image: Any) -> str:
+    """What an image is called in a `Look`: its path, or the file that a PIL image came from."""
+    if isinstance(image, str | os.PathLike):
+        return os.fsdecode(image)
+    return os.fsdecode(getattr(image, "filename", "") or "image")
+
+
 def open_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray) -> Image.Image:
-    """One upright RGB image, 8 bits a channel, at its full size; a new object, whatever is given.
+    """One upright RGB image, 8 bits a channel, at its full size. The result is a new object; `source` is not changed.
 
-    source: a file's name; a sample (`sample:cat`, `sample:cat+coffee` is a 50/50 blend, `sample:cat|coffee` side by
-        side); the bytes of a file; a PIL image; or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16,
-        bool, or of floats from 0 to 1.
+    EXIF rotation is applied. 16 bits are scaled to 8 over their full range. Transparency is put on white. A file with
+    several frames gives its first frame, and a PIL image gives the frame that it stands at. `.info["note"]` tells of
+    transparency and of frames.
 
-    EXIF rotation is applied; 16 bits are scaled to 8 over their full range; transparency is put on white; of an
-    animation the first frame is taken. The last two are said in `.info["note"]`.
+    Args:
+        source: one of these:
+            - the name of a file;
+            - a sample: `sample:cat`, `sample:cat+coffee` (a 50/50 blend) or `sample:cat|coffee` (side by side);
+            - the bytes of a file;
+            - a PIL image;
+            - an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16, bool, or of floats from 0 to 1.
 
-    Raises ImageError: missing, no file, empty, truncated, not an image, more than 100 megapixels, unknown sample.
+    Raises:
+        ImageError: the file is missing, not a regular file, empty, truncated or not an image; it has more than 100
+            megapixels; there is no such sample; or `source` is something else.
     """
     if isinstance(source, np.ndarray):
         return _upright_rgb(_from_array(source), "array")
@@ -58,14 +73,25 @@ def open_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray) -> 
             raise ImageError(f"{label}: {_one_line(error)}") from None
     if isinstance(source, bytes):
         return _decode(source, "image")
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(_unknown_kind(source))
     name = os.fsdecode(source)
     if name.startswith(SAMPLE_PREFIX):
         return _sample(name)
     return _open_file(name)
 
 
+def _unknown_kind(source: Any) -> str:
+    shape = getattr(source, "shape", None)
+    got = type(source).__name__ if shape is None else f"{type(source).__name__} of shape {tuple(shape)}"
+    hint = (
+        "; a tensor (3, h, w) becomes an array by tensor.permute(1, 2, 0).numpy()" if hasattr(source, "permute") else ""
+    )
+    return f"image: got {got}, expected a file's name, a PIL image, an array (h, w, 3) or the bytes of a file{hint}"
+
+
 def read_file(name: str | os.PathLike) -> bytes:
-    """The bytes of an image file, for `open_image`. Raises ImageError: missing, no file, empty, too large."""
+    """The bytes of an image file, for `open_image`. Raises ImageError if it is missing, empty, too large or no file."""
     label = printable(name)
     with _one_line_errors(label):
         _check_file(os.fsdecode(name), label)
@@ -73,45 +99,48 @@ def read_file(name: str | os.PathLike) -> bytes:
 
 
 def squash(picture: Image.Image, side: int) -> Image.Image:
-    """The whole frame as a square of `side` pixels: what a network looks at."""
+    """The whole frame, squashed to a square of `side` pixels: what a network looks at."""
     return picture.resize((side, side), Image.Resampling.BILINEAR)
 
 
 def expand(patterns: Iterable[str | os.PathLike]) -> list[str]:
     """Names of single images from files, folders (searched recursively, sorted), globs (`**` too) and samples.
 
-    A plain name is passed on even if no such file exists, so that one missing file fails alone. Names that occur
-    twice are kept once. Raises ImageError for a glob that matches nothing and for a folder without images.
+    A plain name is passed on even if no such file exists, so that one missing file fails alone. A name that occurs
+    twice is kept once.
+
+    Raises:
+        ImageError: a glob matches nothing, or a folder holds no images.
     """
     names: dict[str, None] = {}
     for pattern in map(os.fsdecode, patterns):
         if pattern.startswith(SAMPLE_PREFIX) or os.path.isfile(pattern):
-            found = [pattern]
+            images = [pattern]
         elif os.path.isdir(pattern):
-            found = _images_below(pattern)
-            if not found:
+            images = _images_below(pattern)
+            if not images:
                 raise ImageError(f"{printable(pattern)}: no images in this folder (known: {' '.join(SUFFIXES)})")
         elif glob.has_magic(pattern):
             matches = sorted(glob.glob(pattern, recursive=True))
-            found = [name for m in matches for name in (_images_below(m) if os.path.isdir(m) else [m])]
-            if not found:
+            images = [name for m in matches for name in (_images_below(m) if os.path.isdir(m) else [m])]
+            if not images:
                 raise ImageError(f"{printable(pattern)}: this pattern matches nothing")
         else:
-            found = [pattern]
-        names.update(dict.fromkeys(found))
+            images = [pattern]
+        names.update(dict.fromkeys(images))
     return list(names)
 
 
 def _images_below(folder: str) -> list[str]:
-    found = []
+    images = []
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
+        images += [
             os.path.join(parent, f)
             for f in sorted(files)
             if os.path.splitext(f)[1].lower() in SUFFIXES and not f.startswith(".")
         ]
-    return found
+    return images
 
 
 def _open_file(name: str) -> Image.Image:
@@ -180,8 +209,8 @@ def _upright_rgb(image: Image.Image, label: str) -> Image.Image:
         raise ImageError(f"{label}: {megapixels}, more than the {MAX_PIXELS / 1e6:.0f} that are opened")
     notes = []
     if _is_animated(image):
-        image.seek(0)
-        notes.append("has several frames: the first is used")
+        frame = image.tell() + 1
+        notes.append(f"has several frames: {'the first' if frame == 1 else f'number {frame}'} is used")
     image.load()
     try:
         turned = ImageOps.exif_transpose(image)
@@ -266,8 +295,7 @@ def _sample(name: str) -> Image.Image:
 
 
 def _bundled(sample: str, label: str) -> Image.Image:
-    """Reads the file beside scikit-image's code: its own reader imports much and may ask for the downloader."""
-    package = importlib.util.find_spec("skimage")
-    if package is None or not package.submodule_search_locations:
-        raise ImageError(f"{label}: the samples come with scikit-image, which is not installed")
-    return _open_file(str(Path(package.submodule_search_locations[0], "data", SAMPLES[sample])))
+    path = SAMPLES_FOLDER / SAMPLES[sample]
+    if not path.is_file():
+        raise ImageError(f"{label}: this installation lacks {path}; install the package again")
+    return _open_file(str(path))

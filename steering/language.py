@@ -1,12 +1,13 @@
-"""How words become goals: a text encoder, a prior, and the words that are known; put together from what there is.
+"""How words become goals: a text encoder, a prior, and the words that are known.
 
-A prior was trained for one backbone and one text encoder. Where none was, the backbone's class names serve.
+A prior is trained for one backbone and one text encoder. Where there is none, the backbone's class names serve instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,11 +19,12 @@ from torch import Tensor
 from prior.class_names import ClassNamesPrior
 from prior.model import Prior
 from prior.text import TextEncoder
+from steering.errors import QueryError
 
 
 @runtime_checkable
 class AnyPrior(Protocol):
-    """What turns text embeddings into goals: trained by diffusion, published, or made of the class names alone."""
+    """What turns text embeddings into goals: a diffusion prior, a published one, or the class names alone."""
 
     source: str
 
@@ -35,9 +37,11 @@ class AnyPrior(Protocol):
 class Language:
     """A text encoder, the prior that leads from it to a backbone, and the embeddings of the words that are known.
 
-    vocabulary: (v, n), unit length, of names, synonyms and hypernyms of the backbone's classes; None if no verdict
-    asks for it. sentences: a set of `prior.templates` in which each query is read, with the encodings of its tokens, as
-    the published priors were trained; None reads the query alone, as it stands.
+    Attributes:
+        vocabulary: (v, n), unit length: embeddings of the names, synonyms and hypernyms of the backbone's classes. None
+            where no verdict asks for them.
+        sentences: name of a set of `prior.templates`. Each query is then read within these sentences, with the
+            encodings of its tokens, as the published priors were trained. None reads the query as it stands.
     """
 
     text: TextEncoder
@@ -47,34 +51,52 @@ class Language:
     sentences: str | None = None
 
     def embed(self, queries: Sequence[str]) -> Float[Tensor, "q n"]:
-        """Unit-length text embeddings. Raises ValueError for an empty query or one that is too long."""
-        return self.text.encode(list(queries)).to(self.device)
+        """Unit-length text embeddings. Raises QueryError for an empty query or one that is too long."""
+        with _query_errors():
+            return self.text.encode(list(queries)).to(self.device)
 
     def familiarity(self, embeddings: Float[Tensor, "q n"]) -> Float[Tensor, " q"]:
-        """Cosine of each text with the nearest words that are known; 1 where no vocabulary tells."""
+        """Cosine of each text with the nearest words that are known; 1 where there is no vocabulary."""
         if self.vocabulary is None:
             return embeddings.new_ones(len(embeddings))
         return (embeddings @ self.vocabulary.T).amax(1)
 
     def goals(self, queries: Sequence[str], **options: Any) -> Float[Tensor, "q m"]:
-        """Goal vectors, in logits of the backbone. Options: `num_samples`, `steps`, `seed` of the prior's sampling."""
+        """Goal vectors, in logits of the backbone, one for each query read as plain words.
+
+        Args:
+            options: `num_samples`, `steps` and `seed` of the prior's sampling.
+
+        Raises:
+            QueryError: a query is empty or too long.
+        """
         if self.sentences is None:
             return self.prior.goals(self.embed(queries), **options)
         from prior.templates import encode_with_templates
 
         names = [_ARTICLE.sub("", query.strip()) for query in queries]
         if not all(names):
-            raise ValueError("the query is empty: expected words, such as 'a dog'")
-        encoded = encode_with_templates(self.text, names, self.sentences)
+            raise QueryError("the query is empty: expected words, such as 'a dog'")
+        with _query_errors():
+            encoded = encode_with_templates(self.text, names, self.sentences)
         encodings = encoded.encodings.to(self.device)
         return self.prior.goals(encoded.embedding.to(self.device), text_encodings=encodings, **options)
+
+
+@contextlib.contextmanager
+def _query_errors() -> Iterator[None]:
+    """What the text encoder refuses is a fault of the query."""
+    try:
+        yield
+    except ValueError as error:
+        raise QueryError(str(error)) from None
 
 
 _ARTICLE = re.compile(r"^(an?|the)\s+(?=\S)", re.IGNORECASE)  # the sentences bring their own
 
 
 def open_text(text: str, device: torch.device) -> TextEncoder:
-    """A text encoder by `NAME:TAG` or `NAME:FILE`, of OpenCLIP's models. Raises as `TextEncoder.load`."""
+    """One of OpenCLIP's text encoders, given as `NAME:TAG` or `NAME:FILE`. Raises like `TextEncoder.load`."""
     name, _, weights = text.partition(":")
     return TextEncoder.load(name, weights or None, device)
 
@@ -88,7 +110,7 @@ def by_class_names(
     classifier: Tensor,
     vocabulary: Tensor | None = None,
 ) -> Language:
-    """Words through the names of the classes. `outputs`: mean outputs (m, m); without them the classifier serves."""
+    """The language whose prior is the class names. `outputs`: their mean outputs (m, m); if None, the classifier."""
     if outputs is not None:
         prior = ClassNamesPrior.from_names(text.encode, names, outputs=outputs.to(device))
     else:
@@ -99,7 +121,7 @@ def by_class_names(
 def by_trained_prior(
     path: Path, card: dict[str, Any], text: TextEncoder, device: torch.device, vocabulary: Tensor | None = None
 ) -> Language:
-    """Words through a prior of `prior.train`. Raises ValueError if it was not trained for this backbone and encoder."""
+    """The language whose prior is a file of `prior.train`. Raises ValueError if that was trained for other parts."""
     prior, trained = Prior.load(path, device)
     widths = {prior.network.text_width, text.width} | (set() if vocabulary is None else {vocabulary.shape[1]})
     encoder, backbone = trained.get("text_encoder", text.name), trained.get("backbone_sha256")
@@ -128,10 +150,10 @@ def folder_language(
     prior: str | None,
     text: str | None,
 ) -> Language:
-    """The language of a model folder, or of a folder that holds no more than a backbone and a text encoder beside it.
+    """The language of a model folder. A folder that holds a backbone alone needs `text`, a text encoder.
 
     Raises:
-        ValueError: a part is missing or altered, or was not trained for the others; there is no such prior.
+        ValueError: a part is missing or altered; the parts were not trained for each other; or there is no such prior.
     """
     from lrm_base.card import load_weights
 

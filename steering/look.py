@@ -1,7 +1,7 @@
 """What one look gives: an image, a query, and what the network said before and after it was steered towards the query.
 
-Unusual: a `Look` is a value and nothing else. It can be printed, serialised and drawn long after the model is gone. The
-drawing is in `steering/picture.py`.
+Unusual: a `Look` is a value and nothing else. It can be printed, serialised and drawn long after the model is gone.
+`steering.picture` draws it.
 """
 
 import os
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from steering.errors import printable
+from lrm_base.checks import whole_number
+from steering.errors import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,17 +23,22 @@ Ranking = list[tuple[str, float]]
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One image looked at for one query.
+    """One image, looked at for one query.
 
-    image, query: as the user wrote them; model: what answered; prior: what made the goal (`diffusion`, `class-names`,
-    `published`, `prototype`, `image`).
-    picture: the photograph, full frame, upright RGB.
-    before, after, goal: logits of the first, unsteered pass; of the last, steered pass; and those that were asked for.
-    heatmap: where the steered pass found the goal, 0 to 1, over the full frame, which the network sees squashed.
-    evidence: change of the support for the goal by steering, in nats (log-odds after − before).
-    verdict, probability: whether the goal is in the image, and the calibrated probability that it is, 0 to 1; None
-    where the model was not calibrated for goals of this prior.
-    seconds: what the look took.
+    Attributes:
+        image, query: as the user wrote them.
+        model: name of the network that answered.
+        prior: how the goal was made; see `Goal.source`.
+        class_names: what the network can name, in the order of its outputs.
+        picture: the photograph, full frame, upright, RGB.
+        before: (classes,), logits of the first, unsteered pass.
+        after: (classes,), logits of the last, steered pass.
+        goal: (classes,), the logits that were asked for.
+        heatmap: where the steered pass found the goal, 0 to 1, over the full frame, which the network sees squashed.
+        evidence: change of the goal's support by steering, in nats (log-odds after − before).
+        verdict: `present`, `absent` or `unsure`. None where no verdict was calibrated for this way of making goals.
+        probability: calibrated probability that the goal is in the image, 0 to 1. None where there is no verdict.
+        seconds: how long the look took.
     """
 
     image: str
@@ -51,24 +57,28 @@ class Look:
     seconds: float
 
     def ranking(self, which: Literal["before", "after", "goal"], top: int = 5) -> Ranking:
-        """The `top` likeliest classes of a pass with their softmax probabilities, best first.
+        """The `top` likeliest classes with their softmax probabilities, best first.
 
-        Of the goal, the classes that the query was understood as. Raises ValueError for another `which`, or `top` < 1.
+        Args:
+            which: the pass `before` or `after` steering, or the `goal`, which tells what the query was understood as.
+
+        Raises:
+            ValueError: `which` is none of these, or `top` is below 1.
         """
         choices = {"before": self.before, "after": self.after, "goal": self.goal}
         if which not in choices:
-            raise ValueError(f"got ranking {which!r}; expected one of {', '.join(choices)}")
-        if top < 1:
-            raise ValueError(f"got top {top}; expected 1 or more")
+            raise ValueError(f"which: got {which!r}, expected one of {', '.join(choices)}")
+        top = whole_number("top", top, 1)
         probabilities = choices[which].detach().float().cpu().softmax(0)
         best = probabilities.topk(min(top, len(self.class_names)))
         return [(self.class_names[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def as_dict(self, top: int = 5) -> dict[str, Any]:
-        """Plain values, ready for JSON: image, query, model, prior, verdict, probability, evidence, what was looked for
-        (goal), before, after, seconds.
+        """Plain values, ready for JSON.
 
-        Bytes of a file's name that are no UTF-8, and control characters, are written as escapes.
+        Keys: image, query, model, prior, verdict, probability, evidence, goal, before, after, seconds. `goal` lists the
+        classes that the query was understood as. Control characters, and bytes of a file's name that are not UTF-8, are
+        escaped.
         """
         return {
             "image": printable(self.image),
@@ -85,8 +95,8 @@ class Look:
         }
 
     def text(self, top: int = 5) -> str:
-        """A few lines for a terminal: the verdict, what the query was understood as, before → after."""
-        goal = ", ".join(short(name, 28) for name, _ in self.ranking("goal", 3))
+        """A few lines for a terminal: the verdict, what the query was understood as, the rankings before → after."""
+        goal = ", ".join(shorten(name, 28) for name, _ in self.ranking("goal", 3))
         head = f'{printable(self.image)} · "{printable(self.query)}"'
         if self.verdict is None or self.probability is None:
             verdict = "NOT CALIBRATED for this model and prior"
@@ -98,25 +108,24 @@ class Look:
         pairs = zip(self.ranking("before", top), self.ranking("after", top), strict=True)
         for rank, ((old, p), (new, q)) in enumerate(pairs, start=1):
             arrow = "→" if rank == 1 else " "
-            lines.append(f"  {rank:>2} {short(old, 28):<28} {p:>7.1%} {arrow} {short(new, 28):<28} {q:>7.1%}")
+            lines.append(f"  {rank:>2} {shorten(old, 28):<28} {p:>7.1%} {arrow} {shorten(new, 28):<28} {q:>7.1%}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.text()
 
     def plot(self, path: str | os.PathLike | None = None, top: int = 5) -> "Figure":
-        """Photo, heatmap over it, bars before and after. Saved where `path` is given; its suffix chooses the format."""
+        """Draw the photo, the heatmap over it, and bars before and after.
+
+        Args:
+            path: where to save the figure; the suffix chooses the format. None saves nothing.
+        """
         from steering.picture import draw
 
         figure = draw(self, top)
         if path is not None:
             figure.savefig(path)
         return figure
-
-
-def short(name: str, length: int) -> str:
-    """`name` in at most `length` characters, the cut marked by an ellipsis."""
-    return name if len(name) <= length else name[: length - 1].rstrip(" ,;") + "…"
 
 
 def _named(ranking: Ranking) -> list[dict[str, str | float]]:

@@ -1,11 +1,11 @@
-"""The picture of a look: photo, heatmap over it, the likeliest classes before and after; laid out in inches.
+"""The picture of a look: the photo, the heatmap over it, the likeliest classes before and after. Laid out in inches.
 
-Unusual: matplotlib's `Figure` is used by itself, without pyplot, so that drawing keeps no global state, needs no
-display and may run in threads. Words of the user are never read as TeX.
+Unusual: matplotlib's `Figure` is used without pyplot. So drawing keeps no global state, needs no display and may run in
+threads. Words of the user are never read as TeX.
 """
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import matplotlib
 import numpy as np
@@ -14,11 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
+from torch import Tensor
 
-from steering.errors import printable
-
-if TYPE_CHECKING:
-    from steering.look import Look
+from steering.errors import printable, shorten
 
 INK, MUTED, FAINT = "#1c1c1e", "#6e6e73", "#e5e5ea"
 BEFORE, AFTER = "#b4bac4", "#d1495b"
@@ -27,11 +25,39 @@ WHERE = {"present": "where steering found it", "absent": "not found", "unsure": 
 DPI = 150
 MARGIN, GAP, HEAD, CAPTION = 0.35, 0.25, 0.95, 0.28  # inches, as all lengths below
 LABELS, BARS, ROW = 2.4, 2.6, 0.46
-PHOTO_PIXELS = (256, 1200)  # least and most of the longer side: what is drawn, not what was looked at
+PHOTO_PIXELS = (256, 1200)  # least and most pixels of the longer side in the drawing; the network saw the original
 
 
-def draw(look: "Look", top: int = 5) -> Figure:
-    """The figure of one look. Wide photographs are stacked, others stand side by side."""
+@runtime_checkable
+class Drawable(Protocol):
+    """What is drawn of a look. `steering.Look` is one; its attributes are described there."""
+
+    @property
+    def image(self) -> str: ...
+    @property
+    def query(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def prior(self) -> str: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def picture(self) -> Image.Image: ...
+    @property
+    def heatmap(self) -> Tensor: ...
+    @property
+    def evidence(self) -> float: ...
+    @property
+    def verdict(self) -> str | None: ...
+    @property
+    def probability(self) -> float | None: ...
+
+    def ranking(self, which: Literal["before", "after", "goal"], top: int = 5) -> list[tuple[str, float]]: ...
+
+
+def draw(look: Drawable, top: int = 5) -> Figure:
+    """The figure of one look. The panels of a wide photograph are stacked; those of others stand side by side."""
     rows = _rows(look, top)
     photo = _drawable(look.picture)
     aspect = min(max(photo.width / photo.height, 0.5), 3.2)
@@ -47,7 +73,7 @@ def draw(look: "Look", top: int = 5) -> Figure:
     figure = QuietFigure(figsize=(full_width, full_height), dpi=DPI, facecolor="white")
 
     def axes(left: float, top_edge: float, wide: float, high: float) -> Axes:
-        """Axes by their left upper corner, from the figure's, in inches."""
+        """Axes with their upper left corner so many inches from that of the figure."""
         box = (left / full_width, 1 - (top_edge + high) / full_height, wide / full_width, high / full_height)
         return figure.add_axes(box)
 
@@ -63,7 +89,7 @@ def draw(look: "Look", top: int = 5) -> Figure:
 
 
 def _drawable(picture: Image.Image) -> Image.Image:
-    """A copy of a size fit for drawing: large photographs are reduced, tiny ones show their pixels as squares."""
+    """A copy at a size fit for drawing. Large photographs are reduced; tiny ones show their pixels as squares."""
     least, most = PHOTO_PIXELS
     longest = max(picture.size)
     if least <= longest <= most:
@@ -75,7 +101,7 @@ def _drawable(picture: Image.Image) -> Image.Image:
 
 
 class QuietFigure(Figure):
-    """Says nothing when a query has letters that the font lacks: they are drawn as boxes."""
+    """A figure that does not warn of letters that the font lacks. They are drawn as boxes."""
 
     def savefig(self, *args: Any, **options: Any) -> None:
         with warnings.catch_warnings():
@@ -83,25 +109,25 @@ class QuietFigure(Figure):
             super().savefig(*args, **options)
 
 
-def _rows(look: "Look", top: int) -> list[tuple[str, float, float]]:
-    """(name, before, after) of the `top` classes after steering, those that were among them before, and the goal's."""
+def _rows(look: Drawable, top: int) -> list[tuple[str, float, float]]:
+    """(name, before, after) of the `top` classes after steering, of the `top` classes before it, and of the goal."""
     everything = len(look.class_names)
     before, after = dict(look.ranking("before", everything)), dict(look.ranking("after", everything))
     wanted = dict.fromkeys([*list(after)[:top], *list(before)[:top], look.ranking("goal", 1)[0][0]])
     return [(name, before[name], after[name]) for name in wanted]
 
 
-def _head(ax: Axes, look: "Look", inches: float) -> None:
+def _head(ax: Axes, look: Drawable, inches: float) -> None:
     ax.set_axis_off()
     ax.set(xlim=(0, inches), ylim=(HEAD, 0))
     room = int(inches * 7.6)  # letters of the title's size
     judged = look.verdict is not None and look.probability is not None
     verdict = f"{look.verdict}, {look.probability:.0%}" if judged else "not calibrated"
-    _write(ax, 0.0, 0.1, _cut(f"“{printable(look.query)}”", room - len(verdict) - 4), size=15, weight="bold")
+    _write(ax, 0.0, 0.1, shorten(f"“{printable(look.query)}”", room - len(verdict) - 4), size=15, weight="bold")
     _write(ax, inches, 0.1, verdict, size=15, weight="bold", color=VERDICT.get(look.verdict or "", MUTED), ha="right")
-    goal = "looked for " + ", ".join(_cut(name, 26) for name, _ in look.ranking("goal", 3))
+    goal = "looked for " + ", ".join(shorten(name, 26) for name, _ in look.ranking("goal", 3))
     evidence = f"evidence {look.evidence:+.2f} nats"
-    _write(ax, 0.0, 0.42, _cut(goal, int(inches * 11) - len(evidence) - 4), size=9.5, color=MUTED)
+    _write(ax, 0.0, 0.42, shorten(goal, int(inches * 11) - len(evidence) - 4), size=9.5, color=MUTED)
     _write(ax, inches, 0.42, evidence, size=9.5, color=MUTED, ha="right")
     source = f"{look.model} · {look.prior}"
     name = printable(look.image)
@@ -119,8 +145,11 @@ def _image(ax: Axes, pixels: np.ndarray, caption: str) -> None:
     )
 
 
-def overlay(look: "Look", photo: Image.Image) -> np.ndarray:
-    """(h, w, 3) in 0–1: the photo in dimmed grey, coloured where steering acted, as strongly as it is believed."""
+def overlay(look: Drawable, photo: Image.Image) -> np.ndarray:
+    """The photo in dimmed grey, coloured where steering acted; (h, w, 3) in 0–1.
+
+    The colour is as strong as the goal is believed to be there.
+    """
     low = look.heatmap.detach().float().cpu().clamp(0, 1).numpy()
     heat = np.asarray(Image.fromarray(low).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)  # (h, w)
     grey = 0.15 + 0.6 * np.asarray(photo.convert("L"), dtype=np.float32)[..., None] / 255
@@ -130,7 +159,7 @@ def overlay(look: "Look", photo: Image.Image) -> np.ndarray:
     return grey * (1 - alpha) + colour * alpha
 
 
-def _bars(ax: Axes, rows: list[tuple[str, float, float]], look: "Look") -> None:
+def _bars(ax: Axes, rows: list[tuple[str, float, float]], look: Drawable) -> None:
     longest = max(max(before, after) for _, before, after in rows)
     ax.set(xlim=(0, 1.28 * longest), ylim=(len(rows), 0))  # room for the figure at the longest bar
     ax.set_axis_off()
@@ -141,7 +170,9 @@ def _bars(ax: Axes, rows: list[tuple[str, float, float]], look: "Look") -> None:
             ax.add_patch(Rectangle((0, row + lower), value, 0.32, color=colour, linewidth=0))
             _write(ax, value + 0.02 * longest, row + lower + 0.16, f"{value:.1%}", size=8, color=MUTED, va="center")
         weight = "bold" if name == goal else "normal"
-        label = _write(ax, -0.04 * longest, row + 0.5, _cut(name, 28), size=9.5, weight=weight, ha="right", va="center")
+        label = _write(
+            ax, -0.04 * longest, row + 0.5, shorten(name, 28), size=9.5, weight=weight, ha="right", va="center"
+        )
         label.set_clip_on(False)
     for x, colour, words in ((0.0, BEFORE, "before"), (0.3, AFTER, "after steering")):
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "size": 9.5}
@@ -151,7 +182,3 @@ def _bars(ax: Axes, rows: list[tuple[str, float, float]], look: "Look") -> None:
 
 def _write(ax: Axes, x: float, y: float, words: str, **style: Any) -> Text:
     return ax.text(x, y, words, parse_math=False, **{"color": INK, "va": "top", **style})
-
-
-def _cut(words: str, length: int) -> str:
-    return words if len(words) <= length else words[: length - 1].rstrip(" ,;") + "…"

@@ -1,6 +1,8 @@
-"""What all tests share: one thread each, no display, no downloads, the optional `../shared`, the embedded model."""
+"""What all tests share: one thread each, no display, no downloads, `../shared`, a toy model and the embedded one."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never downloads
 
 if TYPE_CHECKING:
+    import torch
+
     from steering import Steerer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,8 +33,6 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text encoder's folder in the format of the embedded one: OpenCLIP, random weights, 24-D, 16 tokens."""
-    import json
-
     import open_clip
     import torch
 
@@ -62,3 +64,85 @@ def steerer() -> "Steerer":
     from steering import Steerer
 
     return Steerer.load(device="cpu")
+
+
+NAMES = ("cat", "beagle", "lemon", "teapot", "bridge", "sweater")
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory, toy_text: Path) -> Path:
+    """A whole model folder in the format of the embedded one, untrained and small.
+
+    It has six classes, 32 px (two by two places to choose from), random weights and feedback that acts. Its
+    verdicts read the support after steering.
+    """
+    import torch
+
+    from lrm_base.card import save_weights
+    from lrm_core.backbones import Preprocessing
+    from lrm_core.prototypes import Prototypes
+    from lrm_core.weights import build, save_model
+    from prior.captions import with_article
+    from prior.model import Prior
+    from prior.network import PriorNetwork
+    from prior.text import TextEncoder
+    from steering.evidence import FEATURES, Verdict, save_verdicts
+
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, entry = build("mini", len(NAMES))
+        for path in model.paths.values():
+            torch.nn.init.normal_(path.projection.weight, std=0.2)
+        torch.nn.init.normal_(model.backbone.fc.weight)
+        torch.nn.init.normal_(model.backbone.attend.weight)  # templates that answer somewhere
+        network = PriorNetwork(24, len(NAMES), 16, 1)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    save_model(
+        folder / "backbone.safetensors",
+        model,
+        name="toy",
+        backbone="mini",
+        preprocessing=Preprocessing(32),
+        output=entry.output,
+        classes=[{"name": name} for name in NAMES],
+        training={"data": {"num_holdout": 40}},
+        measured={},
+    )
+    sha = json.loads((folder / "backbone.json").read_text())["sha256"]
+    prior = Prior(network, torch.zeros(len(NAMES)), torch.full((len(NAMES),), 4.0), 50)
+    prior.save(folder / "prior.safetensors", {"name": "toy_prior", "backbone_sha256": sha})
+    shutil.copytree(toy_text, folder / "text")
+    embeddings = TextEncoder.load(toy_text).encode([with_article(name) for name in NAMES])
+    save_weights(folder / "vocabulary.safetensors", {"embeddings": embeddings}, {"name": "vocabulary"})
+    (folder / "steering.json").write_text(json.dumps({"strength": 1.0, "passes": 3, "num_samples": 4}))
+    count = len(FEATURES)
+    weights = [0.0] * (1 + count + count * (count + 1) // 2)
+    weights[1 + FEATURES.index("support after")] = 1.0
+    verdict = Verdict((0.0,) * count, (1.0,) * count, tuple(weights))
+    save_verdicts(folder / "verdict.json", dict.fromkeys(("diffusion", "prototype"), verdict), sha)
+    mean = 6 * torch.eye(len(NAMES)).expand(3, -1, -1).contiguous()
+    count_of_each = torch.ones(len(NAMES), dtype=torch.long)
+    prototypes = Prototypes(NAMES, count_of_each, mean, torch.ones_like(mean), {"backbone_sha256": sha})
+    prototypes.save(folder / "prototypes.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy(toy_folder: Path) -> "Steerer":
+    """That folder, loaded as a user loads one."""
+    from steering import Steerer
+
+    return Steerer.load(toy_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def labelled() -> "tuple[torch.Tensor, torch.Tensor]":
+    """Noise images of 32 px, pixels in 0–1, five of each class; every class has its own mean colour."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(5 * len(NAMES)) % len(NAMES)
+    colours = torch.rand(len(NAMES), 3, 1, 1, generator=generator)
+    return (colours[labels] + 0.1 * torch.rand(len(labels), 3, 32, 32, generator=generator)).clamp(0, 1), labels

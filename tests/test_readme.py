@@ -1,4 +1,4 @@
-"""The README says what is: its table is the stored results, its commands are those that CI runs, its Python runs."""
+"""The README says what is: its numbers are the stored results, its commands are those that CI runs, its Python runs."""
 
 import json
 import re
@@ -6,31 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from steering.evaluate import TITLE
-from steering.evaluate.page import write_results_md
-from steering.evaluate.report import BEGIN, END, parts, rewrite, table
+from lrm_lab.report import around, numbers_in, rewrite, table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = json.loads((ROOT / "results" / "results.json").read_text())
 
 
-def test_the_table_is_written_from_the_stored_results():
-    results = json.loads((ROOT / "results.json").read_text())
-    assert f"{BEGIN}\n{table(results)}\n{END}" in README
-
-
-def test_the_answers_are_written_from_the_stored_results(tmp_path):
-    results = json.loads((ROOT / "results.json").read_text())
-    write_results_md(tmp_path / "RESULTS.md", parts(results), TITLE.format(**results), results)
-    assert (tmp_path / "RESULTS.md").read_bytes() == (ROOT / "RESULTS.md").read_bytes()
+def test_the_numbers_of_the_table_are_the_stored_results():
+    before, after = around(ROOT / "README.md")
+    shown = README[len(before) : len(README) - len(after)]
+    assert numbers_in(shown.split("-->", 1)[1].rsplit("<!--", 1)[0]) == numbers_in(table(RESULTS))
 
 
 def test_the_stored_results_are_those_of_the_shipped_model():
-    results = json.loads((ROOT / "results.json").read_text())
     card = json.loads((ROOT / "steering/models/lrm_mini/backbone.json").read_text())
     defaults = json.loads((ROOT / "steering/models/lrm_mini/steering.json").read_text())
-    assert results["backbone_sha256"] == card["sha256"]
-    assert (results["strength"], results["passes"]) == (defaults["strength"], defaults["passes"])
+    assert RESULTS["backbone_sha256"] == card["sha256"]
+    assert (RESULTS["strength"], RESULTS["passes"]) == (defaults["strength"], defaults["passes"])
 
 
 def test_continuous_integration_runs_the_readmes_own_lines():
@@ -54,7 +47,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     scope: dict = {}
     exec(code[1], scope)
     assert (tmp_path / "look.png").stat().st_size > 10_000
-    assert scope["goal"].shape == (len(scope["steerer"].class_names),)
+    assert scope["goal"].vector.shape == (len(scope["steerer"].class_names),)
 
 
 def test_the_readmes_search_runs(tmp_path, monkeypatch):
@@ -70,6 +63,23 @@ def test_the_readmes_search_runs(tmp_path, monkeypatch):
     assert scope["report"].new == 2
     assert scope["hit"].path == str(tmp_path / "photos" / "coffee.jpg")
     assert (tmp_path / "hit.png").stat().st_size > 10_000
+
+
+def test_the_brain_scores_module_runs():
+    import torch
+
+    text = (ROOT / "docs" / "brain.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Pass" in block]
+    scope: dict = {}
+    exec(code, scope)
+    steerer, seen = scope["steerer"], []
+    scope["model"].taps["layer3"].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    image = torch.zeros(1, 3, 96, 96)
+    output = scope["model"](image)
+    glance = steerer.network.glance(image)
+    expected = steerer.network.steer(glance, steerer.goal("an animal").vector[None], passes=2)
+    assert torch.equal(output, expected)
+    assert len(seen) == 1
 
 
 def test_a_file_without_markers_is_refused(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 import steer_cli
+from steering.commands import search
+from steering.commands.options import GALLERY_VARIABLE
 from steering.images import open_image
-from steering.search import command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,14 +36,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     open_image("sample:cat|coffee").save(home / "photos" / "both.webp")
     (home / "photos" / "broken.jpg").write_bytes(b"no image")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(command.VARIABLE, str(home / "gallery"))
+        patch.setenv(GALLERY_VARIABLE, str(home / "gallery"))
         assert steer("index", home / "photos", "--quiet", "--workers", "1") == 0
     return home
 
 
 @pytest.fixture(autouse=True)
 def _default_gallery(home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(command.VARIABLE, str(home / "gallery"))
+    monkeypatch.setenv(GALLERY_VARIABLE, str(home / "gallery"))
 
 
 def test_indexing_tells_what_it_did_and_what_it_skipped(home: Path, tmp_path: Path, capsys):
@@ -123,8 +124,8 @@ def test_the_contact_sheet_is_drawn(tmp_path: Path, capsys, monkeypatch: pytest.
         (["search"], "expected one thing to look for"),
         (["search", "a cat", "--query-image", "x.jpg"], "expected one thing to look for"),
         (["search", "a cat", "--gallery", "/nowhere/at/all"], "no gallery there; `steer index FOLDER"),
-        (["search", "a cat", "--where", "widht > 3"], "Did you mean 'width'"),
-        (["search", "a cat", "--threshold", "7"], "threshold: got 7, expected a probability"),
+        (["search", "a cat", "--where", "widht > 3"], "--where"),
+        (["search", "a cat", "--threshold", "7"], "--threshold: got '7'; expected a probability"),
         (["search", "a cat", "--top", "0"], "expected a whole number from 1 to 1,000,000,000"),
         (["search", "a cat", "--top", "99999999999999999999"], "expected a whole number from 1"),
         (["search", "--query-image", ""], "no such file"),
@@ -143,13 +144,28 @@ def test_mistakes_are_told_in_a_line(arguments: list[str], message: str, capsys)
 
 
 def test_help_shows_examples_at_once():
-    for name in ("index", "search"):
+    for name in ("index", "search", "evaluate"):
         line = [sys.executable, "-X", "importtime", str(ROOT / "steer_cli.py"), name, "--help"]
         done = subprocess.run(line, capture_output=True, text=True, check=True)
         assert "examples:" in done.stdout
-        assert "exit codes" in done.stdout
         assert "torch" not in done.stderr
         assert "lance" not in done.stderr
+
+
+def test_help_works_where_the_default_gallery_has_a_percent_sign(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv(GALLERY_VARIABLE, "/tmp/50%s off")
+    for name in ("index", "search"):
+        assert steer(name, "--help") == 0
+        assert "/tmp/50%s off" in " ".join(capsys.readouterr().out.split())
+
+
+def test_errors_of_the_library_speak_of_options():
+    parser = search.make_parser()
+    assert parser.translate("rerank: got -1, expected more") == "--rerank: got -1, expected more"
+    assert parser.translate("query_image: got 3") == "--query-image: got 3"
+    assert parser.translate("colour: got red") == "colour: got red"
+    assert parser.translate("failed before (json=True tells more)") == "failed before (--json tells more)"
+    assert parser.translate("x.jpg: no such file") == "x.jpg: no such file"
 
 
 def test_a_reader_that_goes_away_is_no_defect():
@@ -164,7 +180,7 @@ def test_a_reader_that_goes_away_is_no_defect():
 
 
 def test_a_defect_has_an_exit_code_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(command, "search", lambda arguments: [][0])
+    monkeypatch.setattr(search, "run", lambda arguments: [][0])
     assert steer("search", "a cat") == 3
     assert "IndexError" in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 """Images read, hashed and shrunk in worker processes, a bounded number at a time.
 
-Unusual: a worker that dies (a decoder that crashes, a system out of memory) costs one image. What was in flight is read
-again alone, one by one, and what kills its worker again is reported like any other unreadable file.
+Unusual: a worker that dies (its decoder crashes, or memory runs out) costs one image. The images that were in flight
+are read again, one at a time. An image that kills its worker again is reported like any other unreadable file.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ from PIL import Image
 
 from steering.errors import ImageError, UnavailableError, printable
 from steering.images import open_image, read_file, squash
-from steering.search.files import Found, Unreadable
+from steering.search.files import Entry, Unreadable
 
-CHUNK = 16  # images a task
+CHUNK = 16  # images that a worker gets at a time
 
 
 @dataclass(frozen=True)
 class Task:
-    """An image to read. known: content hashes that need no decoding, because such content is in the gallery."""
+    """An image to read.
 
-    found: Found
+    Attributes:
+        entry: the image.
+        known: SHA-256 of contents that are in the gallery. An image of such content is not decoded.
+    """
+
+    entry: Entry
     known: frozenset[str] = frozenset()
 
 
@@ -43,8 +48,12 @@ class Task:
 class Decoded:
     """An image as the network takes it.
 
-    name, size, modified: as in `Found`. sha256: of its content. width, height: its own, upright. pixels: (s, s, 3)
-    uint8, those of `Steerer.pixels`: the whole frame squashed to a square. look: its difference hash, 64 bits.
+    Attributes:
+        name, size, modified: as in `Entry`.
+        sha256: hash of its content.
+        width, height: of the whole image, upright, in pixels.
+        pixels: (s, s, 3) uint8, the whole frame squashed to a square, as in `Network.pixels`.
+        difference_hash: 64 bits; see the function of that name.
     """
 
     name: str
@@ -54,12 +63,12 @@ class Decoded:
     width: int
     height: int
     pixels: np.ndarray
-    look: int
+    difference_hash: int
 
 
 @dataclass(frozen=True)
 class Same:
-    """An image whose content was known already: not decoded."""
+    """An image of known content, which was not decoded. Attributes: as in `Decoded`."""
 
     name: str
     size: int
@@ -72,35 +81,35 @@ Read = Decoded | Same | Unreadable
 
 def read(task: Task, side: int) -> Read:
     """Read one image. Never raises for what is wrong with it."""
-    found = task.found
-    content, name = found.content, found.name
+    entry = task.entry
+    content, name, modified = entry.content, entry.name, entry.modified
     try:
         if isinstance(content, str | os.PathLike):
             content = read_file(content)
         digest = _digest(content)
-        size = len(content) if isinstance(content, bytes) else found.size
+        size = len(content) if isinstance(content, bytes) else entry.size
         if digest in task.known:
-            return Same(name, size, found.modified, digest)
+            return Same(name, size, modified, digest)
         picture = open_image(content)
         small = squash(picture, side)
     except ImageError as error:
         label = printable(content) if isinstance(content, str | os.PathLike) else "image"
         reason, passing = str(error).removeprefix(f"{label}: "), isinstance(error, UnavailableError)
-        return Unreadable(name, found.size, found.modified, reason, passing=passing)
+        return Unreadable(name, entry.size, modified, reason, passing=passing)
     except Exception as error:  # an object that is no image at all
-        return Unreadable(name, found.size, found.modified, f"is no image ({printable(str(error))[:160]})")
-    return Decoded(name, size, found.modified, digest, *picture.size, np.asarray(small), difference_hash(small))
+        return Unreadable(name, entry.size, modified, f"is no image ({printable(str(error))[:160]})")
+    return Decoded(name, size, modified, digest, *picture.size, np.asarray(small), difference_hash(small))
 
 
 def difference_hash(picture: Image.Image) -> int:
-    """64 bits, as a signed integer: whether grey rises from each of 8 × 8 places to its right (Krawetz 2013)."""
+    """64 bits as a signed integer: for 8 × 8 cells, whether the next cell to the right is brighter (Krawetz 2013)."""
     grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
     return int(np.packbits(np.diff(grey, axis=1) > 0).view(">i8")[0])
 
 
 def _digest(content: Any) -> str:
     if isinstance(content, Image.Image):
-        content = np.asarray(content.convert("RGBA") if content.mode == "P" else content)  # colours, not their numbers
+        content = np.asarray(content.convert("RGBA") if content.mode == "P" else content)  # colours, not indices
     if isinstance(content, np.ndarray):
         shape = f"{content.shape}{content.dtype}".encode()
         return hashlib.sha256(shape + np.ascontiguousarray(content).tobytes()).hexdigest()
@@ -112,7 +121,7 @@ def _read_all(tasks: list[Task], side: int) -> list[Read]:
 
 
 def read_all(tasks: Iterable[Task], side: int, workers: int) -> Iterator[Read]:
-    """Every image, read in `workers` processes, in order; 0 reads in this process.
+    """Every image, read in `workers` processes, in order. With 0 workers this process reads.
 
     At most `4 · CHUNK · workers` images are in memory.
     """
@@ -128,7 +137,7 @@ def read_all(tasks: Iterable[Task], side: int, workers: int) -> Iterator[Read]:
             while len(flying) < 3 * workers and (chunk := next(chunks, None)):
                 try:
                     flying.append((chunk, pool.submit(_read_all, chunk, side)))
-                except BrokenProcessPool:  # found out while submitting: the chunk is handled like those in flight
+                except BrokenProcessPool:  # noticed while submitting: the chunk is handled like those in flight
                     flying.append((chunk, _broken()))
             if not flying:
                 return
@@ -152,7 +161,7 @@ def _broken() -> Future[list[Read]]:
 
 
 def _again(lost: Iterable[tuple[list[Task], Future[list[Read]]]], side: int) -> Iterator[Read]:
-    """What was in flight when a worker died: results that were there, the rest one by one in a process beside this."""
+    """What was in flight when a worker died: the ready results first, then the rest, one by one in a new process."""
     pool = _pool(1)
     try:
         for chunk, future in lost:
@@ -165,18 +174,18 @@ def _again(lost: Iterable[tuple[list[Task], Future[list[Read]]]], side: int) -> 
                 except BrokenProcessPool:
                     _stop(pool)
                     pool = _pool(1)
-                    yield Unreadable(task.found.name, task.found.size, task.found.modified, "made its reader crash")
+                    yield Unreadable(task.entry.name, task.entry.size, task.entry.modified, "made its reader crash")
     finally:
         _stop(pool)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    """Fresh interpreters that do not import the caller's script: forking a process with threads may hang."""
+    """A pool of fresh interpreters that do not import the caller's script. Forking a process with threads may hang."""
     return ProcessPoolExecutor(workers, initializer=_serve, initargs=(os.getpid(),))
 
 
 def _serve(parent: int) -> None:
-    """In a worker: interrupts are the main process's to handle, and one that was killed leaves no worker behind."""
+    """In a worker: leave interrupts to the main process, and end when the main process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
@@ -202,5 +211,5 @@ def pixels_of(file: str | None, side: int) -> np.ndarray | None:
     """(side, side, 3) uint8 of a file; None if it is not there or cannot be read."""
     if file is None:
         return None
-    seen = read(Task(Found(file, 0, 0, file)), side)
+    seen = read(Task(Entry(file, 0, 0, file)), side)
     return seen.pixels if isinstance(seen, Decoded) else None

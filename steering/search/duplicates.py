@@ -1,4 +1,4 @@
-"""Images that are there twice: by content hash, or to the eye."""
+"""Images that occur twice: byte for byte, or to the eye."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steering.search.files import to_path
 from steering.search.store import Store
 
 BITS, BANDS = 3, 4  # hashes that differ in 3 bits agree in one of 4 bands
@@ -14,14 +15,14 @@ APART = 0.06 * 255  # mean absolute difference of pixels
 
 
 def groups(store: Store, *, near: bool) -> list[list[str]]:
-    """Names of images that are the same, grouped; see `Gallery.duplicates`."""
+    """Paths of images that are the same, grouped; see `Gallery.duplicates`."""
     names: list[str] = []
     shas: list[str] = []
-    looks: list[int] = []
-    for batch in store.images.batches(("path", "sha256", "look")):
+    hashes: list[int] = []
+    for batch in store.images.batches(("path", "sha256", "difference_hash")):
         names += batch["path"].to_pylist()
         shas += batch["sha256"].to_pylist()
-        looks += batch["look"].to_pylist()
+        hashes += batch["difference_hash"].to_pylist()
     parent = list(range(len(names)))
 
     def root(index: int) -> int:
@@ -34,31 +35,31 @@ def groups(store: Store, *, near: bool) -> list[list[str]]:
     for index, sha in enumerate(shas):
         parent[root(index)] = root(first.setdefault(sha, index))
     if near:
-        for one, other in _alike(store, names, np.array(looks, np.int64).view(np.uint64)):
+        for one, other in _alike(store, names, np.array(hashes, np.int64).view(np.uint64)):
             parent[root(one)] = root(other)
-    found: dict[int, list[str]] = defaultdict(list)
+    members: dict[int, list[str]] = defaultdict(list)
     for index, name in enumerate(names):
-        found[root(index)].append(name)
-    return sorted(sorted(group) for group in found.values() if len(group) > 1)
+        members[root(index)].append(to_path(name))
+    return sorted(sorted(group) for group in members.values() if len(group) > 1)
 
 
-def _alike(store: Store, names: list[str], looks: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Pairs that look the same; of many alike, each with one of the others."""
+def _alike(store: Store, names: list[str], hashes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs of positions of images that are the same to the eye. In a larger group, each image has one partner."""
     for band in range(BANDS):
-        part = (looks >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        part = (hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.argsort(part, kind="stable")
         edges = np.flatnonzero(np.diff(part[order])) + 1
         for bucket in np.split(order, edges):
             while len(bucket) > 1:
                 here, rest = bucket[0], bucket[1:]
-                close = np.bitwise_count(looks[rest] ^ looks[here]) <= BITS
+                close = np.bitwise_count(hashes[rest] ^ hashes[here]) <= BITS
                 same = list(_confirmed(store, names, int(here), rest[close].tolist())) if close.any() else []
                 yield from same
                 bucket = rest[~np.isin(rest, [other for _, other in same])]
 
 
 def _confirmed(store: Store, names: list[str], here: int, others: list[int]) -> Iterator[tuple[int, int]]:
-    """Those whose pixels agree; all where none are stored."""
+    """Pairs of `here` and each other image whose pixels agree. Where no pixels are stored, all agree."""
     first, *rest = store.pixels([names[index] for index in (here, *others)])
     for index, pixels in zip(others, rest, strict=True):
         if first is None or pixels is None or np.abs(pixels.astype(int) - first).mean() <= APART:

@@ -1,48 +1,49 @@
-"""Which images there are: files below folders, and other things that can be indexed, each with a name that lasts.
+"""List the images of a source: files below folders, or a data set. Each image has a key that lasts.
 
-Unusual: names are text in a gallery, although file systems allow any bytes. A name that is not UTF-8 (or looks like the
-escape) is written `bytes:` and percent-encoded, so that no two files share a name and each is found again.
+Unusual: a key is text, although file systems allow any bytes in a name. What UTF-8 text cannot hold is escaped, one
+character at a time. So no two files share a key, each file is found again by its key, and the keys of files begin with
+the key of their folder, whatever the names are. `where path LIKE '/photos/%'` therefore finds all of them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from PIL import Image
 
 from steering.errors import ImageError, printable
 from steering.images import SUFFIXES
 
-ESCAPE = "bytes:"
+ESCAPE = "\x1a"  # ASCII's "substitute"; the code point follows in four hexadecimal digits
+_UNSTORABLE = re.compile("[\0\x1a\ud800-\udfff]")  # a NUL in one of its errors makes Lance abort the process
+_ESCAPED = re.compile(f"{ESCAPE}([0-9a-f]{{4}})")
 LATEST = 2**63 - 1  # nanoseconds
 
 
-def to_text(path: str) -> str:
-    """A file's name as UTF-8 text, one text for one name."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return ESCAPE + quote_from_bytes(os.fsencode(path))
-    return path if not path.startswith(ESCAPE) else ESCAPE + quote_from_bytes(os.fsencode(path))
+def to_key(path: str) -> str:
+    """A path, or another name, as UTF-8 text: one key for each path. Nearly all paths are their own keys."""
+    return _UNSTORABLE.sub(lambda match: f"{ESCAPE}{ord(match[0]):04x}", path)
 
 
-def to_path(text: str) -> str:
-    """The name that `to_text` wrote."""
-    return os.fsdecode(unquote_to_bytes(text.removeprefix(ESCAPE))) if text.startswith(ESCAPE) else text
+def to_path(key: str) -> str:
+    """The path of which `to_key` made the key."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), key)
 
 
 @dataclass(frozen=True)
-class Found:
+class Entry:
     """An image that may be indexed.
 
-    name: its path as text (`to_text`), or another lasting name. size: bytes, or 0 where it is not known before reading.
-    modified: nanoseconds since 1970, UTC; 0 where there is no such time. content: what `open_image` takes, or the
-    bytes of a file.
+    Attributes:
+        name: its key, which `to_key` makes from its absolute path or from another lasting name.
+        size: in bytes, or 0 where it is not known before reading.
+        modified: nanoseconds since 1970, UTC; 0 where there is no such time.
+        content: what `open_image` takes, or the bytes of a file.
     """
 
     name: str
@@ -53,9 +54,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What was found and cannot be indexed, and why in one line.
+    """An image that cannot be indexed, or a folder that cannot be listed.
 
-    passing: it may be read another time, although the file stays as it is.
+    Attributes:
+        name, size, modified: as in `Entry`.
+        reason: why, in one line.
+        kind: what it is.
+        passing: whether it may be readable another time, although the file stays as it is.
     """
 
     name: str
@@ -66,11 +71,12 @@ class Unreadable:
     passing: bool = False
 
 
-def scan(paths: Iterable[str | os.PathLike]) -> Iterator[Found | Unreadable]:
-    """Image files by suffix: those named, and those below folders, in a fixed order, absolute, each once.
+def scan(paths: Iterable[str | os.PathLike]) -> Iterator[Entry | Unreadable]:
+    """The files that are given, and the image files below given folders. Each comes once, in a fixed order.
 
-    Hidden files and folders are passed over, links to folders are not followed. A folder that cannot be listed comes
-    as `Unreadable`, so that what was indexed below it is not taken for deleted; so does a folder named like an image.
+    Hidden files and folders are passed over. Links to folders are not followed. A folder that cannot be listed comes as
+    `Unreadable`, so that the images that were indexed below it are not taken for deleted. A folder that is named like
+    an image comes as `Unreadable`, too.
 
     Raises:
         ImageError: a path that was given does not exist.
@@ -79,28 +85,28 @@ def scan(paths: Iterable[str | os.PathLike]) -> Iterator[Found | Unreadable]:
     for given in paths:
         path = os.path.abspath(os.fsdecode(given))
         if os.path.isdir(path):
-            found: Iterable[Found | Unreadable] = _below(path)
+            entries: Iterable[Entry | Unreadable] = _below(path)
         elif os.path.lexists(path):
-            found = [_stat(path)]
+            entries = [_stat(path)]
         else:
             raise ImageError(f"{printable(given)}: no such file or folder")
-        for entry in found:
+        for entry in entries:
             if entry.name not in seen:
                 seen.add(entry.name)
                 yield entry
 
 
 def roots(paths: Iterable[str | os.PathLike]) -> tuple[str, ...]:
-    """The paths as `scan` names them, as text."""
-    return tuple(to_text(os.path.abspath(os.fsdecode(path))) for path in paths)
+    """The keys of paths, as `scan` gives them."""
+    return tuple(to_key(os.path.abspath(os.fsdecode(path))) for path in paths)
 
 
 def is_below(name: str, folders: Iterable[str]) -> bool:
-    """Whether a name is one of the folders or lies below one."""
+    """Whether a key belongs to one of the folders or to something below one. The folders are given as keys, too."""
     return any(name == folder or name.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
-def _below(folder: str) -> Iterator[Found | Unreadable]:
+def _below(folder: str) -> Iterator[Entry | Unreadable]:
     failed: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=failed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -109,18 +115,18 @@ def _below(folder: str) -> Iterator[Found | Unreadable]:
                 yield _stat(os.path.join(parent, name))
         for name in folders:
             if _is_image(name):
-                yield Unreadable(to_text(os.path.join(parent, name)), 0, 0, "is a folder, not an image")
+                yield Unreadable(to_key(os.path.join(parent, name)), 0, 0, "is a folder, not an image")
     for error in failed:
-        place = to_text(os.fsdecode(error.filename))
-        yield Unreadable(place, 0, 0, f"folder cannot be listed ({error.strerror})", "folder")
+        key = to_key(os.fsdecode(error.filename))
+        yield Unreadable(key, 0, 0, f"folder cannot be listed ({error.strerror})", "folder")
 
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
 
 
-def _stat(path: str) -> Found | Unreadable:
-    name = to_text(path)
+def _stat(path: str) -> Entry | Unreadable:
+    name = to_key(path)
     try:
         status = os.stat(path)
     except OSError as error:
@@ -128,68 +134,79 @@ def _stat(path: str) -> Found | Unreadable:
     modified = min(max(status.st_mtime_ns, -LATEST), LATEST)  # some clocks say 2300
     if not stat.S_ISREG(status.st_mode):
         return Unreadable(name, 0, modified, "is not a regular file")
-    return Found(name, status.st_size, modified, path)
+    return Entry(name, status.st_size, modified, path)
 
 
-def entries(source: Any) -> Iterator[Found | Unreadable]:
+def entries(source: Any) -> Iterator[Entry | Unreadable]:
     """Anything that can be indexed: a path, paths, an ImageFolder, a `datasets.Dataset`, or (name, image) pairs.
 
-    A data set's images are named `NAME-FINGERPRINT/SPLIT#ROW`, those of an ImageFolder by their files.
+    The images of a data set are named `NAME-FINGERPRINT/SPLIT#ROW`. Those of an ImageFolder are named by their files.
+    Only paths are sure to come once each; a name among pairs may come again.
 
     Raises:
-        ImageError: a path does not exist. ValueError: it is none of these.
+        ImageError: a path does not exist. ValueError: the source is none of these.
     """
     if isinstance(source, str | os.PathLike):
         return scan([source])
+    if is_paths(source):
+        return scan(source)
     if hasattr(source, "samples") and hasattr(source, "classes"):  # torchvision's ImageFolder
         return (_stat(os.path.abspath(path)) for path, _ in source.samples)
     if isinstance(source, Mapping):
-        raise ValueError(f"expected one data set, got several: index each of {', '.join(map(str, source))}")
+        raise ValueError(f"source: got several data sets, expected one: add each of {', '.join(map(str, source))}")
     if hasattr(source, "features") and hasattr(source, "cast_column"):
         return _dataset(source)
     if isinstance(source, Iterable):
         return _each(source)
-    raise ValueError(f"expected a folder, files, an ImageFolder, a data set or (name, image) pairs; got {type(source)}")
+    kind = type(source).__name__
+    raise ValueError(f"source: got {kind}, expected a folder, files, an ImageFolder, a data set or (name, image) pairs")
 
 
-def _each(source: Iterable[Any]) -> Iterator[Found | Unreadable]:
+def is_paths(source: Any) -> bool:
+    """Whether a source is a list of paths and nothing else."""
+    return isinstance(source, list | tuple) and all(isinstance(item, str | os.PathLike) for item in source)
+
+
+def _each(source: Iterable[Any]) -> Iterator[Entry | Unreadable]:
     for item in source:
         if isinstance(item, str | os.PathLike):
             yield from scan([item])
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str | os.PathLike):
-            yield _given(to_text(os.fsdecode(item[0])), item[1])
+            yield _given(to_key(os.fsdecode(item[0])), item[1])
         else:
-            raise ValueError(f"expected files or (name, image) pairs, got {type(item).__name__}")
+            raise ValueError(
+                f"source: got {type(item).__name__} among its items, expected files or (name, image) pairs"
+            )
 
 
-def _given(name: str, content: Any) -> Found | Unreadable:
+def _given(name: str, content: Any) -> Entry | Unreadable:
     if isinstance(content, Image.Image):
-        try:  # here: a picture that is not loaded cannot be sent to a worker
+        try:  # load it here, because a picture that is not loaded cannot be sent to a worker
             content.load()
         except Exception as error:  # decoders raise nearly anything
             return Unreadable(name, 0, 0, f"is damaged ({printable(str(error))[:160]})")
-    return Found(name, 0, 0, content)
+    return Entry(name, 0, 0, content)
 
 
-def _dataset(data: Any) -> Iterator[Found | Unreadable]:
+def _dataset(data: Any) -> Iterator[Entry | Unreadable]:
     """The first image column of a `datasets.Dataset`, undecoded."""
     from datasets import Image as ImageFeature
 
     columns = [name for name, feature in data.features.items() if isinstance(feature, ImageFeature)]
     if not columns:
-        raise ValueError(f"no image column among {', '.join(data.features)}")
-    # Two folders loaded by one builder share its name; their fingerprints, which say how they came about, differ.
-    origin = f"{data.info.dataset_name or 'dataset'}-{data._fingerprint[:8]}/{data.split or 'all'}"
+        raise ValueError(f"source: got a data set with no image column among {', '.join(data.features)}")
+    # Two folders that one builder loaded share its name; their fingerprints, which say how they came about, differ.
+    origin = to_key(f"{data.info.dataset_name or 'dataset'}-{data._fingerprint[:8]}/{data.split or 'all'}")
     for row, item in enumerate(data.select_columns(columns[:1]).cast_column(columns[0], ImageFeature(decode=False))):
         cell = item[columns[0]]
         if cell is None or (cell["bytes"] is None and cell["path"] is None):
             yield Unreadable(f"{origin}#{row}", 0, 0, "holds no image")
             continue
         content = cell["bytes"] if cell["bytes"] is not None else cell["path"]
-        yield Found(f"{origin}#{row}", 0 if cell["bytes"] is None else len(cell["bytes"]), 0, content)
+        yield Entry(f"{origin}#{row}", 0 if cell["bytes"] is None else len(cell["bytes"]), 0, content)
 
 
 def file_of(name: str) -> str | None:
-    """The file that a name stands for, if there is one now. Names that were given to images are no files."""
+    """The file that a key stands for, if it is there now. Names that were given to images are no files."""
     path = to_path(name)
     return path if os.path.isabs(path) and os.path.isfile(path) else None

@@ -1,11 +1,11 @@
-"""Gallery: images indexed once, searched by looking for what is named.
+"""Gallery: images are indexed once, and searched by looking for what is named.
 
-A search has two stages. The first finds, over the whole gallery, the images whose class evidence by places is nearest
-to the goal. The second looks at the best of them *for* the goal, a steered pass each, and ranks them by the calibrated
-probability that it is there.
+A search has two stages. The first compares the class evidence by places of every image with the goal, over the whole
+gallery, and picks the nearest images. The second looks at these images *for* the goal, with a steered pass each. It
+ranks them by the calibrated probability that the goal is there.
 
-Unusual: the answer may be that nothing is there. Of many looks some would find anything; their probabilities are
-corrected for how frequent the goal is in the gallery, see `steering.search.odds`.
+Unusual: the answer may be that nothing is there. When many images are looked at, some show anything by chance. So
+probabilities are corrected for how frequent the goal is in the gallery; see `steering.search.odds`.
 """
 
 from __future__ import annotations
@@ -13,83 +13,45 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+from einops import rearrange
 from PIL import Image
 
+from lrm_base import checks
 from lrm_core.feedback import Strength
-from steering.errors import GalleryError, ImageError, QueryError, printable
-from steering.evidence import Answer
+from steering.errors import GalleryError, ImageError, printable
 from steering.goals import Goal
-from steering.search.files import file_of, to_path, to_text
-from steering.search.indexing import Engine, Report, local_engine, update
-from steering.search.odds import corrected, frequency
-from steering.search.store import FILTERS, SHOWN, GalleryCard, Store
-from steering.steerer import Glance, Steerer
+from steering.network import MOST_PASSES
+from steering.search.engine import Engine, local_engine
+from steering.search.files import file_of, to_key, to_path
+from steering.search.hits import Hit, Hits, direction, ranked, unseen
+from steering.search.indexing import update
+from steering.search.looks import look_for
+from steering.search.odds import frequency
+from steering.search.report import Report
+from steering.search.schema import FILTERS, SHOWN, GalleryCard
+from steering.search.store import MOST_BY_INDEX, Store
+from steering.steerer import Steerer
 
 if TYPE_CHECKING:
     from steering.look import Look
 
 Keep = Literal["pixels", "first-pass", "nothing"]
 RERANK = 128
-BATCH = 64  # images a steered pass
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One image that was found.
-
-    path: its file, or its name if it has none. rank: from 1 on. score: of the first stage, cosine of its class
-    evidence and the goal, 0 to 1. looked_at: whether the second stage looked at it. evidence: change of the support for
-    the goal by steering, in nats. probability: that it shows the goal, given how many images were looked at; alone: the
-    same if it were the only one. verdict: of `probability`. The last four are None where there was no look, the last
-    three as well where the model has no calibrated verdict. sees: likeliest class before any goal.
-    """
-
-    path: str
-    rank: int
-    score: float
-    width: int
-    height: int
-    sees: str
-    looked_at: bool = False
-    evidence: float | None = None
-    probability: float | None = None
-    alone: float | None = None
-    verdict: Answer | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in self.__dict__.items()}
-
-
-class Hits(list[Hit]):
-    """Hits, the best first, and what they are an answer to.
-
-    query: as given. images: in the gallery, of those that the filter lets through. looked_at: how many of them were
-    looked at. frequency: estimated share of images that show the goal; None without a calibrated verdict.
-    seconds: what the search took.
-    """
-
-    def __init__(
-        self, hits: Sequence[Hit], query: str, images: int, looked_at: int, share: float | None, seconds: float
-    ) -> None:
-        super().__init__(hits)
-        self.query, self.images, self.looked_at, self.frequency, self.seconds = query, images, looked_at, share, seconds
-
-    @property
-    def present(self) -> list[Hit]:
-        """Those that are said to show the goal."""
-        return [hit for hit in self if hit.verdict == "present"]
 
 
 class Gallery:
     """Images on disk or in an object store, and the network that looks at them. Open it with `Gallery.open`.
 
-    Threads may share it, readers may search while another process writes, and several may write at once.
+    Threads may share it. Readers may search while another process writes, and several processes may write at once.
+
+    Attributes:
+        store: the tables.
+        steerer: the network and its words.
     """
 
     def __init__(self, store: Store, steerer: Steerer) -> None:
@@ -105,20 +67,25 @@ class Gallery:
         keep: Keep | None = None,
         storage_options: dict[str, str] | None = None,
     ) -> Gallery:
-        """The gallery in a folder, or at an address of an object store; made where there is none.
+        """The gallery in a folder, or at an address of an object store. It is made if there is none.
 
         Args:
-            steerer: the embedded model by default. create: whether to make one.
-            keep: what a new gallery keeps of each image for later looks: `pixels` (the default), what the network saw
-                (27 KB at 96 px), so that no file need be read again; `first-pass`, also what a steered pass starts from
-                (60 KB more), so that a look costs a third; or `nothing`.
-            storage_options: of an object store, see Lance.
+            steerer: the embedded model by default.
+            create: whether to make a gallery if there is none.
+            keep: what a new gallery keeps of each image for later looks. `pixels` (the default) keeps what the network
+                saw (27 KB at 96 px), so that no file needs to be read again. `first-pass` also keeps what a steered
+                pass starts from (60 KB more), so that a look takes a third of the time. `nothing` keeps neither.
+            storage_options: how to reach an object store; see Lance.
 
         Raises:
-            GalleryError: it is not there and not to be made, is damaged, was made with another network, or keeps
-                something else.
+            GalleryError: there is no gallery and none is to be made; it is damaged; it was made with another network
+                or by another version of this program; or it keeps something else.
+            ValueError: `keep` is none of these.
         """
-        network = steerer or Steerer.load()
+        if keep is not None and keep not in get_args(Keep):
+            raise ValueError(f"keep: got {keep!r}, expected one of {', '.join(get_args(Keep))}")
+        steerer = steerer or Steerer.load()
+        network = steerer.network
         made_by = (str(network.card["name"]), str(network.card.get("sha256", "")))
         side = 0 if keep == "nothing" else network.preprocessing.size
         card = GalleryCard(*made_by, len(network.class_names), side, keep == "first-pass")
@@ -126,15 +93,16 @@ class Gallery:
         made = store.card
         if (made.backbone_sha256, made.classes) != (card.backbone_sha256, card.classes):
             raise GalleryError(
-                f"{store.uri} was made with {made.model} ({made.backbone_sha256[:8]}), not with {card.model} "
-                f"({card.backbone_sha256[:8]}): index with this model into another gallery"
+                f"{printable(store.uri)} was made with {made.model} ({made.backbone_sha256[:8]}), not with "
+                f"{card.model} ({card.backbone_sha256[:8]}): index with this model into another gallery"
             )
         if keep is not None and (made.side, made.first_pass) != (card.side, card.first_pass):
             kept = "the first pass" if made.first_pass else "pixels" if made.side else "nothing"
             raise GalleryError(
-                f"{store.uri} keeps {kept} of each image: what to keep is settled when a gallery is made"
+                f"keep: got {keep!r}, but {printable(store.uri)} keeps {kept} of each image; this is settled when a "
+                "gallery is made"
             )
-        return cls(store, network)
+        return cls(store, steerer)
 
     def __len__(self) -> int:
         return self.store.count()
@@ -151,42 +119,47 @@ class Gallery:
     ) -> Report:
         """Index what is new or changed in a source, and forget what is gone from it.
 
+        Images that vanished from a folder are removed from the gallery. Images that were renamed keep their rows. Bad
+        files are skipped and listed in the report. If a name comes several times, its last image counts. You may
+        interrupt this at any time; the next call goes on.
+
         Args:
             source: a folder or file, or several; a torchvision `ImageFolder`; a `datasets.Dataset`; or (name, image)
-                pairs. Of folders, images that vanished are removed from the gallery and renamed ones keep their rows.
-            workers: processes that read images (all cores by default; 0: this process).
+                pairs.
+            workers: processes that read images, unless `engine` is given. All cores by default; 0 reads in this
+                process.
             engine: what reads images and runs the first pass; see `steering.search.ray_engine` for many machines.
-            retry: read again what could not be read before. prune: forget the images of a folder that is empty now.
-            progress: wraps the iterator of results: called with it, their number (or None) and the `Report`.
-
-        Bad files are skipped and listed in the report. May be interrupted at any time; the next call goes on.
+            retry: whether to read again what could not be read before.
+            prune: whether to forget the images of a folder that is empty or gone now.
+            progress: wraps the iterator of results. It is called with the iterator, the number of results (or None)
+                and the `Report`.
 
         Raises:
-            ImageError: a path does not exist. GalleryError: the gallery cannot be written.
+            ImageError: a path does not exist. GalleryError: the gallery is damaged or cannot be written.
+            ValueError: the source is none of these, or `workers` is out of range.
         """
-        made = engine or local_engine(self.steerer, workers, first_pass=self.store.card.first_pass)
+        engine = engine or local_engine(self.steerer.network, workers, first_pass=self.store.card.first_pass)
         options = {"retry": retry, "prune": prune, "keep_pixels": self.store.card.side > 0, "progress": progress}
-        return update(self.store, self.steerer.class_names, source, made, **options)
+        return update(self.store, self.steerer.class_names, source, engine, **options)
 
     def skipped(self) -> dict[str, str]:
-        """Files that could not be indexed, and why."""
-        return self.store.reasons()
+        """Paths of files that could not be indexed, and why."""
+        return {to_path(name): reason for name, reason in self.store.reasons().items()}
 
     def images(self, where: str | None = None) -> Iterator[dict[str, Any]]:
         """What is known of every image, in no order: path, size, modified, sha256, width, height, sees."""
-        self.store.count(where)  # a bad condition is told before the first row
-        for batch in self.store.images.batches(FILTERS, where):
-            yield from batch.to_pylist()
+        self.store.count(where)  # tells of a bad condition now, not at the first row
+        batches = self.store.images.batches(FILTERS, where)
+        return ({**row, "path": to_path(row["path"])} for batch in batches for row in batch.to_pylist())
 
     def vectors(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-        """What the first pass saw, in batches and no order: names, outputs (b, M) in logits, class evidence (b, M)."""
+        """What the first pass saw, in batches and no order: paths, outputs (b, M) in logits, class evidence (b, M)."""
         self.store.count(where)
-        for batch in self.store.images.batches(("path", "output", "evidence"), where):
-            shape = (len(batch), self.store.card.classes)
-            output, evidence = (
-                batch[name].flatten().to_numpy().reshape(shape).astype(np.float32) for name in ("output", "evidence")
-            )
-            yield batch["path"].to_pylist(), output, evidence**2
+        batches = self.store.images.batches(("path", "output", "evidence"), where)
+        return (
+            (list(map(to_path, batch["path"].to_pylist())), _matrix(batch["output"]), _matrix(batch["evidence"]) ** 2)
+            for batch in batches
+        )
 
     def search(
         self,
@@ -204,31 +177,39 @@ class Gallery:
 
         Args:
             query: words, arithmetic on words and images (`steering.algebra.parse`), or a goal.
-            top: hits to return. rerank: candidates to look at; 0 ranks by the first stage alone.
+            top: number of hits to return.
+            rerank: number of candidates to look at. With 0, the first stage alone ranks the images.
             where: an SQL condition on the columns of `images`, such as `width > 500 AND path LIKE '%/2024/%'`.
-            threshold: least probability of a hit. strength, passes, seed: see `Steerer.look_many`.
+            threshold: least probability of a hit.
+            strength, passes, seed: see `Steerer.look_many`.
 
         Raises:
-            QueryError: the query cannot be understood. GalleryError: the condition cannot, or the gallery is damaged.
-            ValueError: `top` or `rerank` is too small, or the threshold not in 0–1.
+            QueryError: the query cannot be understood. GalleryError: the condition cannot be understood, or the gallery
+                is damaged. ValueError: a number is out of range, or a threshold is given where there is no probability.
         """
-        if top < 1 or rerank < 0:
-            raise ValueError(f"top: got {top}, expected at least 1; rerank: got {rerank}, expected at least 0")
-        if threshold is not None and not (0 <= threshold <= 1 and rerank):
-            raise ValueError(f"threshold: got {threshold:g}, expected a probability, 0 to 1, and `rerank` above 0")
+        top, rerank = checks.whole_number("top", top, 1), checks.whole_number("rerank", rerank, 0)
+        if threshold is not None:
+            threshold = checks.finite_number("threshold", threshold, 0, 1)
+            if not rerank:
+                raise ValueError(
+                    f"threshold: got {threshold:g} with `rerank` 0, expected `rerank` of at least 1 with it"
+                )
+        strength = None if strength is None else checks.strength(strength)
+        passes = None if passes is None else checks.whole_number("passes", passes, 2, MOST_PASSES)
         start = time.perf_counter()
         goal = self.goal(query, seed=seed)
         total = self.store.count(where)
-        found = self.store.nearest(direction(goal), max(top, rerank), where) if total else None
-        rows = [] if found is None else found.to_pylist()
+        count = min(max(top, rerank), max(total, MOST_BY_INDEX + 1))  # a huge number stays a number of Lance
+        nearest = self.store.nearest(direction(goal), count, where) if total else None
+        rows = [] if nearest is None else nearest.to_pylist()
         candidates = rows[:rerank]
-        looks = self._look_for(goal, candidates, strength=strength, passes=passes)
+        looks = look_for(self.store, self.steerer, goal, candidates, strength=strength, passes=passes)
         if threshold is not None and looks.alone is None:
             raise ValueError(
                 f"threshold: {self.store.card.model} has no calibrated verdict for goals by {goal.source!r}"
             )
         share = None if looks.alone is None or not candidates else frequency(looks.alone, total)
-        hits = [*_ranked(candidates, looks, share, self.steerer, goal), *map(_unseen, rows[rerank:])]
+        hits = [*ranked(candidates, looks, share, self.steerer.verdicts, goal), *map(unseen, rows[rerank:])]
         if threshold is not None:
             hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
         numbered = [replace(hit, rank=rank) for rank, hit in enumerate(hits[:top], start=1)]
@@ -237,26 +218,32 @@ class Gallery:
     def stream(
         self, query: str | Goal, *, where: str | None = None, page: int = RERANK, seed: int = 0
     ) -> Iterator[Hit]:
-        """Every image of the gallery, page by page from the nearest on, each page looked at and ranked.
+        """Every image of the gallery, the nearest first. Each page of images is looked at and ranked by itself.
 
-        For results that are too many for `search`: memory holds a score for each image, and one page. Ranks run on over
-        pages. Probabilities are not corrected for the number of looks, which is not known before the end:
+        This is for results that are too many for `search`. Memory holds a score for each image, and one page. Ranks run
+        on over the pages. Probabilities are not corrected for the number of looks, which is not known before the end:
         `probability` is `alone`.
 
-        Raises: like `search`.
+        Args:
+            page: number of images that are ranked together.
+
+        Raises:
+            QueryError, GalleryError, ValueError: as in `search`.
         """
-        if page < 1:
-            raise ValueError(f"page: got {page}, expected at least 1")
+        page = checks.whole_number("page", page, 1)
         goal = self.goal(query, seed=seed)
         self.store.count(where)
+        return self._pages(goal, where, page)
+
+    def _pages(self, goal: Goal, where: str | None, page: int) -> Iterator[Hit]:
         scores, names = self._scores(direction(goal), where)
         order = np.argsort(-scores, kind="stable")
         rank = 0
         for start in range(0, len(order), page):
             part = order[start : start + page]
             rows = self._rows(names.take(part).to_pylist(), scores[part])
-            looks = self._look_for(goal, rows)
-            for hit in _ranked(rows, looks, None, self.steerer, goal):
+            looks = look_for(self.store, self.steerer, goal, rows)
+            for hit in ranked(rows, looks, None, self.steerer.verdicts, goal):
                 rank += 1
                 yield replace(hit, rank=rank)
 
@@ -264,36 +251,32 @@ class Gallery:
         """The first stage's score and the name of every image."""
         scores, names = [np.zeros(0, np.float32)], []
         for batch in self.store.images.batches(("path", "evidence"), where):
-            vectors = batch["evidence"].flatten().to_numpy().reshape(len(batch), -1).astype(np.float32)
+            vectors = _matrix(batch["evidence"])
             scores.append(vectors @ query / np.linalg.norm(vectors, axis=1))
             names.append(batch["path"])
         return np.concatenate(scores), pa.chunked_array(names, pa.string())
 
     def _rows(self, names: Sequence[str], scores: np.ndarray) -> list[dict[str, Any]]:
-        """Rows by name, in that order; those that are gone by now are left out."""
+        """Rows by name, in that order. Images that are gone by now are left out."""
         rows = {row["path"]: row for row in self.store.rows(names, SHOWN)}
         pairs = zip(names, scores.tolist(), strict=True)
         return [{**rows[name], "score": score} for name, score in pairs if name in rows]
 
     def goal(self, query: str | Goal, *, seed: int = 0) -> Goal:
-        """A query understood. Raises QueryError if it cannot be, or if a goal is another network's."""
-        if isinstance(query, Goal):
-            if query.vector.shape != (self.store.card.classes,):
-                got, width = tuple(query.vector.shape), self.store.card.classes
-                raise QueryError(
-                    f"goal {query.name!r}: expected shape ({width},) for {self.store.card.model}, got {got}"
-                )
-            return query
-        return self.steerer.understand(query, seed=seed)
+        """Understand a query. Arguments and errors are those of `Steerer.goal`."""
+        return self.steerer.goal(query, seed=seed)
 
     def look(self, hit: Hit, query: str | Goal, **options: Any) -> Look:
-        """A whole look at a hit, with heatmap and picture: at its file, or at the stored pixels where there is none.
+        """A whole look at a hit, with heatmap and picture: at its file, or at the stored pixels if the file is gone.
+
+        Args:
+            options: as in `Steerer.look`.
 
         Raises:
-            ImageError: neither is there any longer. Otherwise like `Steerer.look`.
+            ImageError: the file is gone, and no pixels are stored. QueryError, ValueError: as in `Steerer.look`.
         """
         goal = self.goal(query, seed=options.get("seed", 0))
-        name = to_text(hit.path)
+        name = to_key(hit.path)
         if (file := file_of(name)) is not None:
             try:
                 return self.steerer.look(file, goal, **options)
@@ -306,110 +289,24 @@ class Gallery:
         return replace(self.steerer.look(picture, goal, **options), image=hit.path)
 
     def duplicates(self, *, near: bool = False) -> list[list[str]]:
-        """Groups of images that are the same: byte for byte, or with `near` also to the eye (resized, compressed anew).
+        """Groups of paths of images that are the same. Groups and their members are sorted.
 
-        Near are difference hashes that differ in at most 3 of 64 bits and stored pixels in at most 6 % of the range, on
-        average. Groups and their members are sorted.
+        Args:
+            near: whether to group also images that are the same to the eye (resized, compressed anew). Their difference
+                hashes differ in at most 3 of 64 bits, and their stored pixels differ by at most 6 % of the range, on
+                average. Without it, only files that are the same byte for byte are grouped.
         """
         from steering.search.duplicates import groups
 
         return groups(self.store, near=near)
 
-    def _look_for(
-        self, goal: Goal, rows: Sequence[dict[str, Any]], *, strength: Strength | None = None, passes: int | None = None
-    ) -> Looks:
-        """A steered pass over each candidate."""
-        if not rows:
-            return Looks(np.zeros(0, bool), np.zeros(0), np.zeros(0), np.zeros(0))
-        count = len(rows)
-        seen, supports, evidence = np.zeros(count, bool), np.full(count, -np.inf), np.full(count, -np.inf)
-        alone: np.ndarray | None = np.zeros(count)
-        for places, glance in self._glances([row["path"] for row in rows]):
-            sought = self.steerer.seek(glance, goal, strength=strength, passes=passes)
-            seen[places] = True
-            supports[places], evidence[places] = sought.support.cpu().numpy(), sought.evidence.cpu().numpy()
-            if alone is not None and sought.probability is not None:
-                alone[places] = sought.probability.cpu().numpy()
-            else:
-                alone = None
-        return Looks(seen, supports, evidence, alone)
 
-    def _glances(self, names: Sequence[str]) -> Iterator[tuple[list[int], Glance]]:
-        """First passes over images in batches, each with their places among the names; those out of reach left out.
-
-        Stored ones are taken, the others made from pixels.
-        """
-        packed = self.store.first_passes(names) if self.store.card.first_pass else [None] * len(names)
-        stored = [(place, found) for place, found in enumerate(packed) if found is not None]
-        for start in range(0, len(stored), BATCH):
-            places, found = zip(*stored[start : start + BATCH], strict=True)
-            yield list(places), self.steerer.unpack(found)
-        rest = [place for place, found in enumerate(packed) if found is None]
-        pixels = self._pixels([names[place] for place in rest])
-        shown = [(place, p) for place, p in zip(rest, pixels, strict=True) if p is not None]
-        for start in range(0, len(shown), BATCH):
-            part = shown[start : start + BATCH]
-            yield (
-                [place for place, _ in part],
-                self.steerer.glance(self.steerer.as_input(np.stack([p for _, p in part]))),
-            )
-
-    def _pixels(self, names: Sequence[str]) -> list[np.ndarray | None]:
-        """What the network sees of images: stored, or read from their files; None where neither can be had."""
-        if self.store.card.side:
-            return self.store.pixels(names)
-        from steering.search.decode import pixels_of
-
-        return [pixels_of(file_of(name), self.steerer.preprocessing.size) for name in names]
-
-
-@dataclass(frozen=True)
-class Looks:
-    """Of each candidate: whether it could be looked at, the goal's support after steering, evidence, probability."""
-
-    seen: np.ndarray
-    support: np.ndarray
-    evidence: np.ndarray
-    alone: np.ndarray | None
-
-
-def direction(goal: Goal) -> np.ndarray:
-    """What the first stage is nearest to: the goal's class probabilities, at length 1; (M,) float32.
-
-    The cosine of it and the square root of an image's class evidence p is Σ q_c √p_c / |q|: for a goal of one class the
-    order of that class's probability. A term that should not be there leaves the others.
-    """
-    chances = goal.vector.float().softmax(-1).cpu().numpy()
-    return chances / np.linalg.norm(chances)
-
-
-def _ranked(
-    rows: Sequence[dict[str, Any]], looks: Looks, share: float | None, steerer: Steerer, goal: Goal
-) -> list[Hit]:
-    """Candidates as hits, the likeliest first; those that could not be looked at come last."""
-    alone = looks.alone
-    chances = None if alone is None else (alone if share is None else corrected(alone, share))
-    order = np.lexsort((-looks.support, -(np.zeros(len(rows)) if alone is None else alone), ~looks.seen))
-    hits = []
-    for index in order.tolist():
-        hit = _unseen(rows[index])
-        if looks.seen[index]:
-            hit = replace(hit, looked_at=True, evidence=float(looks.evidence[index]))
-            if chances is not None and alone is not None:
-                chance = float(chances[index])
-                answer = steerer.answer(goal, chance)
-                hit = replace(hit, probability=chance, alone=float(alone[index]), verdict=answer)
-        hits.append(hit)
-    return hits
-
-
-def _unseen(row: dict[str, Any]) -> Hit:
-    """A hit by the first stage alone."""
-    about = {key: row[key] for key in ("width", "height", "sees", "score")}
-    return Hit(path=to_path(row["path"]), rank=0, **about)
+def _matrix(column: pa.Array) -> np.ndarray:
+    """A column of b vectors as (b, M), float32."""
+    return rearrange(column.flatten().to_numpy(), "(b m) -> b m", b=len(column)).astype(np.float32)
 
 
 def _shape(hit: Hit, longest: int = 384) -> tuple[int, int]:
-    """The picture's own aspect, at a size fit for drawing."""
+    """A size that is fit for drawing, with the image's own aspect."""
     scale = longest / max(hit.width, hit.height)
     return max(round(hit.width * scale), 1), max(round(hit.height * scale), 1)

@@ -1,7 +1,7 @@
-"""Bring a gallery up to date with a source of images: what is new, changed, renamed, gone.
+"""Bring a gallery up to date with a source of images: what is new, changed, renamed or gone.
 
-Unusual: images are run through the network in batches of one size, the last filled up, so that a gallery is the same to
-the last bit however often its making was interrupted.
+Unusual: a vanished image and a new one of the same content are one image under another name. Its row is copied, and the
+image is not decoded again.
 """
 
 from __future__ import annotations
@@ -10,118 +10,27 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import loky
-import numpy as np
 import pyarrow as pa
 
-from steering.search.decode import Decoded, Read, Same, Task, read_all
-from steering.search.files import Found, Unreadable, entries, is_below, roots, to_path
-from steering.search.store import SKIPPED_SCHEMA, Store, image_schema, timestamps
+from steering.search.decode import Same, Task
+from steering.search.engine import Engine, Indexed, Item
+from steering.search.files import Entry, Unreadable, entries, is_below, is_paths, roots, to_path
+from steering.search.report import Report
+from steering.search.rows import moved_rows, new_rows
+from steering.search.schema import SKIPPED_SCHEMA, timestamps
+from steering.search.store import Store
 
-if TYPE_CHECKING:
-    from steering.steerer import Steerer
-
-BATCH = 64  # images a pass
-COMMIT_ROWS, COMMIT_SECONDS = 2048, 2.0  # what a kill may cost
+COMMIT_ROWS, COMMIT_SECONDS = 2048, 2.0  # a kill costs no more than this
 TIDY_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class Indexed:
-    """An image and its first pass: logits (M,) and class evidence by places (M,), as float32.
-
-    packed: what a steered pass starts from, if it is kept.
-    """
-
-    image: Decoded
-    output: np.ndarray
-    places: np.ndarray
-    packed: bytes | None = None
-
-
-@dataclass
-class Report:
-    """What an indexing did. Every image that was found is one of new, changed, renamed, unchanged or skipped.
-
-    deleted: images that are gone. skipped: name and reason, in the order found. unlisted: folders that could not be
-    listed, and why; what was indexed below them was kept. kept: folders that are empty now, with the number of their
-    images, which were kept, too.
-    """
-
-    found: int = 0
-    new: int = 0
-    changed: int = 0
-    renamed: int = 0
-    unchanged: int = 0
-    deleted: int = 0
-    skipped: dict[str, str] = field(default_factory=dict)
-    unlisted: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, int] = field(default_factory=dict)
-    images: int = 0
-    seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        skipped = [{"path": to_path(name), "reason": reason} for name, reason in self.skipped.items()]
-        values = {**self.__dict__, "seconds": round(self.seconds, 3), "skipped": skipped}
-        folders: dict[str, dict[str, Any]] = {"unlisted": {**self.unlisted}, "kept": {**self.kept}}
-        return {**values, **{key: {to_path(n): v for n, v in found.items()} for key, found in folders.items()}}
-
-
-Item = Indexed | Same | Unreadable
-Engine = Callable[[Iterable[Task]], Iterator[Item]]
-
-
-def local_engine(
-    steerer: Steerer, workers: int | None = None, batch: int = BATCH, *, first_pass: bool = False
-) -> Engine:
-    """Reading in worker processes of this machine (all cores by default, 0: in this process), passes in this one.
-
-    first_pass: whether to keep what a steered pass starts from.
-    """
-    count = loky.cpu_count() if workers is None else workers  # those that this process may use
-
-    def run(tasks: Iterable[Task]) -> Iterator[Item]:
-        return first_passes(steerer, read_all(tasks, steerer.preprocessing.size, count), batch, first_pass)
-
-    return run
-
-
-def first_passes(steerer: Steerer, reads: Iterable[Read], batch: int = BATCH, keep: bool = False) -> Iterator[Item]:
-    """The first pass over what was read, in batches of one size; the rest is passed on."""
-    waiting: list[Decoded] = []
-    for item in reads:
-        if not isinstance(item, Decoded):
-            yield item
-            continue
-        waiting.append(item)
-        if len(waiting) == batch:
-            yield from _pass(steerer, waiting, batch, keep)
-            waiting = []
-    if waiting:
-        yield from _pass(steerer, waiting, batch, keep)
-
-
-def _pass(steerer: Steerer, images: Sequence[Decoded], batch: int, keep: bool) -> Iterator[Indexed]:
-    glance = steerer.glance(steerer.as_input(pad([image.pixels for image in images], batch)))
-    outputs, places = glance.output.float().cpu().numpy(), glance.places.float().cpu().numpy()
-    packed = steerer.pack(glance) if keep else [None] * batch
-    for index, image in enumerate(images):
-        yield Indexed(image, outputs[index], places[index], packed[index])
-
-
-def pad(pixels: Sequence[np.ndarray], batch: int) -> np.ndarray:
-    """(batch, s, s, 3): as many pixels as there are, then zeros."""
-    filled = np.zeros((batch, *pixels[0].shape), np.uint8)
-    filled[: len(pixels)] = np.stack(pixels)
-    return filled
-
-
 class Indexer:
-    """One run over one source; see `update`."""
+    """One run over one source; see `update`.
+
+    Names are keys here (`steering.search.files.to_key`); the report holds paths.
+    """
 
     def __init__(
         self, store: Store, class_names: Sequence[str], *, retry: bool, prune: bool, keep_pixels: bool
@@ -134,26 +43,28 @@ class Indexer:
         self._rows: list[Indexed] = []
         self._moved: list[tuple[str, Same]] = []
         self._failed: list[Unreadable] = []
+        self._unlisted: list[str] = []  # folders that could not be listed
         self._gone: list[str] = []  # names whose files are no longer there
         self._renamed: set[str] = set()
+        self._movable: dict[str, list[str]] = {}  # vanished names by content
+        self._kinds: dict[str, str] = {}  # what each name was counted as, for a source whose names may come again
+        self._repeated: dict[str, Entry | Unreadable] = {}  # the last image of each name that came again
         self._committed = self._tidied = time.monotonic()
-        self._movable: dict[str, list[str]] = {}
 
     def plan(self, source: Any) -> tuple[Iterable[Task], int | None]:
-        """What has to be read, and how much that is if it is known before."""
+        """The images that have to be read, and their number, or None if it is not known before."""
         folders = _folders(source)
-        if folders and self.prune:  # a folder that is gone may be forgotten
-            gone = {
-                f for f in folders if not os.path.lexists(to_path(f)) and any(is_below(n, [f]) for n in self._known)
-            }
-            source = [to_path(folder) for folder in folders if folder not in gone]
         if folders is None:
-            return (task for task in map(self._task, entries(source)) if task), _length(source)
+            return self._first_of_each(entries(source)), _length(source)
+        if self.prune:  # a folder that is gone may be forgotten
+            gone = {f for f in folders if not os.path.lexists(to_path(f)) and self._knows_below(f)}
+            source = [to_path(folder) for folder in folders if folder not in gone]
         tasks: list[Task] = []
         seen: set[str] = set()
         for entry in entries(source):
             if isinstance(entry, Unreadable) and entry.kind == "folder":
-                self.report.unlisted[entry.name] = entry.reason
+                self._unlisted.append(entry.name)
+                self.report.unlisted[to_path(entry.name)] = entry.reason
                 continue
             seen.add(entry.name)
             if task := self._task(entry):
@@ -161,8 +72,42 @@ class Indexer:
         self._find_vanished(folders, seen)
         return self._with_moved(tasks), len(tasks)
 
-    def _task(self, entry: Found | Unreadable) -> Task | None:
-        """What is to be done about an image; None if nothing."""
+    def _knows_below(self, folder: str) -> bool:
+        return any(is_below(name, [folder]) for name in self._known)
+
+    def _first_of_each(self, source: Iterable[Entry | Unreadable]) -> Iterator[Task]:
+        """Tasks for the first image of each name. The last image of a name waits for `repeats`."""
+        for entry in source:
+            if entry.name in self._kinds:
+                self._repeated[entry.name] = entry
+                continue
+            self._kinds[entry.name] = ""
+            if task := self._task(entry):
+                yield task
+
+    def repeats(self) -> list[Task]:
+        """Tasks for the last image of each name that came again. Call this when all others are done.
+
+        The last image of a name counts. So its first image is counted no longer.
+        """
+        if not self._repeated:
+            return []
+        self.commit()
+        tasks = []
+        for name, entry in self._repeated.items():
+            kind = self._kinds[name]
+            if kind == "skipped":
+                self.report.skipped.pop(to_path(name), None)
+            elif kind:
+                setattr(self.report, kind, getattr(self.report, kind) - 1)
+            if isinstance(entry, Unreadable):
+                self._fail(entry)
+            else:
+                tasks.append(Task(entry))
+        return tasks
+
+    def _task(self, entry: Entry | Unreadable) -> Task | None:
+        """The task for an image, or None if it need not be read."""
         self.report.found += 1
         before = self._known.get(entry.name)
         if isinstance(entry, Unreadable):
@@ -173,11 +118,11 @@ class Indexer:
         size, modified, sha = before
         if entry.modified and (size, modified) == (entry.size, entry.modified):
             if sha is not None:
-                self.report.unchanged += 1
+                self._count(entry.name, "unchanged")
                 return None
             if not self.retry:
                 reason = self._reasons.get(entry.name, "could not be read")
-                self.report.skipped[entry.name] = f"{reason} (as before; --retry reads it again)"
+                self._skip(entry.name, f"{reason} (as before; retry=True reads it again)")
                 return None
         return Task(entry, frozenset() if sha is None else frozenset([sha]))
 
@@ -185,13 +130,13 @@ class Indexer:
         gone = [
             name
             for name in self._known
-            if name not in seen and is_below(name, folders) and not is_below(name, self.report.unlisted)
+            if name not in seen and is_below(name, folders) and not is_below(name, self._unlisted)
         ]
         if not self.prune:
             for folder in folders:
                 inside = [name for name in gone if is_below(name, [folder])]
                 if inside and not any(is_below(name, [folder]) for name in seen):  # a disk that is not mounted?
-                    self.report.kept[folder] = len(inside)
+                    self.report.kept[to_path(folder)] = len(inside)
                     gone = [name for name in gone if not is_below(name, [folder])]
         self._gone = sorted(gone)
         movable: dict[str, list[str]] = defaultdict(list)
@@ -201,58 +146,73 @@ class Indexer:
         self._movable = dict(movable)
 
     def _with_moved(self, tasks: Iterable[Task]) -> Iterator[Task]:
-        """New images that may be vanished ones under another name: their content is compared before it is decoded."""
+        """The tasks, told which vanished images a new one may be. Such an image is compared before it is decoded."""
         by_size: dict[int, set[str]] = defaultdict(set)
         for sha, names in self._movable.items():
             by_size[self._known[names[0]][0]].add(sha)
         for task in tasks:
-            if task.found.name not in self._known and task.found.size in by_size:
-                task = Task(task.found, task.known | by_size[task.found.size])
+            if task.entry.name not in self._known and task.entry.size in by_size:
+                task = Task(task.entry, task.known | by_size[task.entry.size])
             yield task
 
     def take(self, item: Item) -> None:
-        """Account for one image; what has gathered is committed now and then."""
+        """Account for one image. What has gathered is committed now and then."""
         if isinstance(item, Unreadable):
             self._fail(item)
         elif isinstance(item, Same):
             before = self._known.get(item.name)
             if before is not None and before[2] == item.sha256:
-                self.report.unchanged += 1
+                self._count(item.name, "unchanged")
                 if (item.size, item.modified) != before[:2]:
                     self._moved.append((item.name, item))
             else:
-                self.report.renamed += 1
+                self._count(item.name, "renamed")
                 old = self._movable[item.sha256][0]
                 self._renamed.add(old)
                 self._moved.append((old, item))
         else:
-            known = self._known.get(item.image.name)
-            self.report.changed += known is not None and known[2] is not None
-            self.report.new += known is None or known[2] is None
+            name = item.image.name
+            before = self._known.get(name)
+            if before is None or before[2] is None:
+                self._count(name, "new")
+            else:  # only the last image of a name that came again can be unchanged here
+                self._count(name, "unchanged" if before[2] == item.image.sha256 else "changed")
             self._rows.append(item)
         waiting = len(self._rows) + len(self._moved) + len(self._failed)
         if waiting >= COMMIT_ROWS or time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
 
+    def _count(self, name: str, kind: str) -> None:
+        setattr(self.report, kind, getattr(self.report, kind) + 1)
+        self._remember(name, kind)
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.report.skipped[to_path(name)] = reason
+        self._remember(name, "skipped")
+
+    def _remember(self, name: str, kind: str) -> None:
+        if name in self._kinds:
+            self._kinds[name] = kind
+
     def _fail(self, item: Unreadable) -> None:
-        self.report.skipped[item.name] = item.reason
-        if not item.passing:  # otherwise what is known of it stays, and the next run tries again
+        self._skip(item.name, item.reason)
+        if not item.passing:  # otherwise its row stays, and the next run tries again
             self._failed.append(item)
 
     def commit(self) -> None:
         """Write what has gathered.
 
-        What leaves a table leaves it first: a kill between two commits forgets an image, which the next run finds, and
-        never leaves it in both.
+        An image that changes its table leaves the one before it enters the other. A kill between the two commits
+        forgets the image until the next run, and never leaves it in both tables.
         """
-        store, known, rows = self.store, self._known, self._rows
+        store, rows = self.store, self._rows
         if not (rows or self._moved or self._failed):
             return
-        store.skipped.delete([i.image.name for i in rows if known.get(i.image.name, (0, 0, ""))[2] is None])
+        store.skipped.delete([row.image.name for row in rows if self._may_be_skipped(row.image.name)])
         if rows:
-            store.images.upsert(self._table(rows))
-        if self._moved:
-            self._move()
+            store.images.upsert(new_rows(rows, self.class_names, keep_pixels=self.keep_pixels))
+        for copies in moved_rows(store, self._moved):
+            store.images.upsert(copies)
         if self._failed:
             columns = {
                 "path": [item.name for item in self._failed],
@@ -260,7 +220,7 @@ class Indexer:
                 "modified": timestamps([item.modified for item in self._failed]),
                 "reason": [item.reason for item in self._failed],
             }
-            store.images.delete([i.name for i in self._failed if known.get(i.name, (0, 0, None))[2] is not None])
+            store.images.delete([item.name for item in self._failed if self._may_be_indexed(item.name)])
             store.skipped.upsert(pa.table(columns, schema=SKIPPED_SCHEMA))
         self._rows, self._moved, self._failed = [], [], []
         self._committed = time.monotonic()
@@ -268,56 +228,14 @@ class Indexer:
             store.tidy()
             self._tidied = time.monotonic()
 
-    def _move(self) -> None:
-        """Rows under another name, or with another time."""
-        schema = image_schema(self.store.card.classes)
-        for start in range(0, len(self._moved), 256):
-            part = self._moved[start : start + 256]
-            batches = list(self.store.named([old for old, _ in part], schema.names))
-            if not batches:
-                continue
-            table = pa.Table.from_batches(batches)
-            place = {name: row for row, name in enumerate(table["path"].to_pylist())}
-            part = [(old, item) for old, item in part if old in place]  # another writer may have been there
-            if not part:
-                continue
-            copy = table.take([place[old] for old, _ in part])
-            for name, values in (
-                ("path", [item.name for _, item in part]),
-                ("size", [item.size for _, item in part]),
-                ("modified", timestamps([item.modified for _, item in part])),
-            ):
-                index = schema.get_field_index(name)
-                copy = copy.set_column(index, schema.field(index), pa.array(values, schema.field(index).type))
-            self.store.images.upsert(copy)
+    def _may_be_skipped(self, name: str) -> bool:
+        return name in self._repeated or (name in self._known and self._known[name][2] is None)
 
-    def _table(self, rows: Sequence[Indexed]) -> pa.Table:
-        schema = image_schema(self.store.card.classes)
-        images = [row.image for row in rows]
-        outputs = np.stack([row.output for row in rows]).astype(np.float16)
-        places = np.stack([row.places for row in rows])
-
-        def vectors(values: np.ndarray, name: str) -> pa.Array:
-            return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=schema.field(name).type)
-
-        columns = {
-            "path": [image.name for image in images],
-            "size": [image.size for image in images],
-            "modified": timestamps([image.modified for image in images]),
-            "sha256": [image.sha256 for image in images],
-            "width": [image.width for image in images],
-            "height": [image.height for image in images],
-            "sees": [self.class_names[index] for index in places.argmax(1)],
-            "look": [image.look for image in images],
-            "output": vectors(outputs, "output"),
-            "evidence": vectors(np.sqrt(places).astype(np.float16), "evidence"),
-            "pixels": [image.pixels.tobytes() if self.keep_pixels else None for image in images],
-            "first_pass": [row.packed for row in rows],
-        }
-        return pa.table(columns, schema=schema)
+    def _may_be_indexed(self, name: str) -> bool:
+        return name in self._repeated or (name in self._known and self._known[name][2] is not None)
 
     def finish(self) -> Report:
-        """The rest, and what is gone."""
+        """Write the rest, and delete what is gone."""
         self.commit()
         gone = self._gone
         self.report.deleted = sum(self._known[n][2] is not None and n not in self._renamed for n in gone)
@@ -345,7 +263,7 @@ def update(
     start = time.monotonic()
     indexer = Indexer(store, class_names, retry=retry, prune=prune, keep_pixels=keep_pixels)
     tasks, count = indexer.plan(source)
-    results = iter(engine(tasks))
+    results = _results(indexer, engine, tasks)
     try:
         for item in results if progress is None else progress(results, count, indexer.report):
             indexer.take(item)
@@ -357,13 +275,17 @@ def update(
     return report
 
 
+def _results(indexer: Indexer, engine: Engine, tasks: Iterable[Task]) -> Iterator[Item]:
+    yield from engine(tasks)
+    if again := indexer.repeats():
+        yield from engine(again)
+
+
 def _folders(source: Any) -> tuple[str, ...] | None:
-    """The folders and files that a source stands for, as text, if it stands for such."""
+    """The keys of the folders and files of a source that is made of paths; None for other sources."""
     if isinstance(source, str | os.PathLike):
         return roots([source])
-    if isinstance(source, list | tuple) and all(isinstance(item, str | os.PathLike) for item in source):
-        return roots(source)
-    return None
+    return roots(source) if is_paths(source) else None
 
 
 def _length(source: Any) -> int | None:

@@ -1,16 +1,16 @@
-"""From one look to many: how likely is it that this image shows the goal, given how many were looked at?
+"""From one look to many: how likely is it that an image shows the goal, given how many images were looked at?
 
-A verdict is calibrated where half of the goals are there. Of a thousand images that do not show a zebra, some look as
-if they did; whoever picks the best of them finds a zebra everywhere. How frequent the goal is in the gallery is
-therefore estimated from the looks themselves, and the odds of each are corrected by it: the EM of Saerens, Latinne &
-Decaestecker (2002) for a changed prior, with a Beta prior so that few looks move it little.
+A verdict is calibrated on images of which half show the goal. Among a thousand images without a zebra, some look as if
+they showed one. Whoever picks the best of them finds a zebra everywhere. So the looks themselves are used to estimate
+how frequent the goal is in the gallery, and the odds of each look are corrected by it. This is the EM of Saerens,
+Latinne & Decaestecker (2002) for a changed prior. A Beta prior keeps a few looks from moving it much.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-PSEUDO = 0.5  # looks with and without the goal that are assumed beforehand, each
+PSEUDO = 0.5  # the Beta prior: so many looks with the goal, and as many without it, are assumed beforehand
 SURE = 1e-6
 
 
@@ -18,8 +18,9 @@ def frequency(probabilities: np.ndarray, total: int, steps: int = 500) -> float:
     """The share of images that show the goal, in 0–1.
 
     Args:
-        probabilities: (b,) of the images that were looked at, each calibrated for even odds. total: images in all;
-            those that were not looked at, less near than any that was, count as not showing it.
+        probabilities: (b,), one for each image that was looked at, calibrated for even odds.
+        total: number of images in all. Those that were not looked at count as not showing the goal, since the first
+            stage ranks them below all others.
     """
     odds = _odds(probabilities)
     share = 0.5
@@ -32,7 +33,7 @@ def frequency(probabilities: np.ndarray, total: int, steps: int = 500) -> float:
 
 
 def corrected(probabilities: np.ndarray, share: float) -> np.ndarray:
-    """The probabilities (b,), calibrated for even odds, for goals of which a `share` is there."""
+    """Probabilities (b,) that are calibrated for even odds, corrected for a goal that a `share` of the images shows."""
     odds = _odds(probabilities) * share / (1 - share)
     return odds / (1 + odds)
 

@@ -1,10 +1,10 @@
-"""Indexing on a Ray cluster: reading in tasks, the first pass in actors that hold the network, writing in this process.
+"""Index on a Ray cluster: tasks read images, actors hold the network and run the first pass, and this process writes.
 
-The gallery is the same, to the last bit, as one made on one machine. Files are read where the worker is: folders must
-be visible there under the same names (a network file system, or one machine). Needs `pip install 'lrm-steering[ray]'`.
+The gallery is the same, to the last bit, as one that was made on one machine. Files are read where the worker is. So
+folders must have the same names there (a network file system, or one machine). Needs `pip install 'lrm-steering[ray]'`.
 
-Unusual: Ray runs again what a dying worker took with it; an image that kills every worker that reads it would be read
-for ever. It is tried a few times; what is left then is read on this machine, where such an image costs only itself.
+Unusual: Ray runs a task again when its worker dies, so an image that kills every worker would be read for ever. Such a
+task is tried a few times. What is left then is read on this machine, where such an image costs only itself.
 """
 
 from __future__ import annotations
@@ -22,35 +22,36 @@ from typing import Any
 
 import numpy as np
 
+from lrm_base.checks import finite_number, whole_number
+from steering.loading import load
 from steering.search.decode import Task, read
-from steering.search.indexing import BATCH, Engine, Indexed, Item, first_passes, local_engine
-from steering.steerer import Steerer
+from steering.search.engine import BATCH, MOST_WORKERS, Engine, Indexed, Item, first_passes, local_engine
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 
-WINDOW = 100_000  # images a Ray data set: what the driver holds the names of
-RETRIES = 3  # of a task whose worker died
+WINDOW = 100_000  # images of one Ray data set, whose names this process holds
+RETRIES = 3  # times that a task is run again after its worker died
 
 
 class FirstPass:
-    """An actor: the network, and the first pass over what was read."""
+    """An actor that holds the network and runs the first pass over images that were read."""
 
     def __init__(self, model: str, device: str | None, keep: bool) -> None:
-        self.steerer, self.keep = Steerer.load(model, device=device), keep
+        self.network, self.keep = load(model, device=device).network, keep
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         reads = map(pickle.loads, batch["item"])
-        return {"item": _packed(first_passes(self.steerer, reads, BATCH, self.keep))}
+        return {"item": _packed(first_passes(self.network, reads, BATCH, self.keep))}
 
 
 def read_batch(batch: dict[str, Any], side: int) -> dict[str, Any]:
-    """A task: images read, in this worker."""
+    """A task: read images in this worker."""
     return {"item": _packed(read(pickle.loads(item), side) for item in batch["item"])}
 
 
 def _packed(items: Iterable[Any]) -> np.ndarray:
-    """Values as an array of bytes, a row each."""
+    """Values as an array of bytes, one row for each value."""
     packed = [pickle.dumps(item, protocol=5) for item in items]
     array = np.empty(len(packed), object)
     array[:] = packed
@@ -66,20 +67,25 @@ def ray_engine(
     gpus: float = 0.0,
     first_pass: bool = False,
 ) -> Engine:
-    """What `Gallery.add(engine=…)` takes.
+    """An engine for `Gallery.add(engine=…)`.
 
     Args:
-        model: the gallery's, by name or folder; each actor loads it. address: of a running cluster (`auto`,
-            `ray://host:10001`); by default one is started on this machine and stopped at the end.
-        workers: actors that hold the network; by default one for every two CPUs of the cluster. gpus: of each.
+        model: the gallery's model, by name or folder; each actor loads it.
+        address: of a running cluster (`auto`, `ray://host:10001`). By default a cluster is started on this machine and
+            stopped at the end.
+        workers: actors that hold the network; by default one for every two CPUs of the cluster.
+        device: where the network of each actor runs.
+        gpus: number of GPUs for each actor, which may be a fraction.
         first_pass: whether to keep what a steered pass starts from, as the gallery does.
 
     Raises:
-        ValueError: no cluster answers at the address.
+        ValueError: a number is out of range; or, when images are added, no cluster answers at the address.
     """
+    workers = None if workers is None else whole_number("workers", workers, 1, MOST_WORKERS)
+    gpus = finite_number("gpus", gpus, 0)
 
     def run(tasks: Iterable[Task]) -> Iterator[Item]:
-        steerer = Steerer.load(model, device=device)
+        network = load(model, device=device).network
         iterator = iter(tasks)
         started = _connect(address)
         try:
@@ -90,14 +96,14 @@ def ray_engine(
             while window := list(itertools.islice(iterator, WINDOW)):
                 done = set()
                 try:
-                    for item in _pipeline(window, steerer.preprocessing.size, count, actors):
+                    for item in _pipeline(window, network.preprocessing.size, count, actors):
                         done.add(item.image.name if isinstance(item, Indexed) else item.name)
                         yield item
                 except ray.exceptions.RayError as error:
-                    left = [task for task in window if task.found.name not in done]
+                    left = [task for task in window if task.entry.name not in done]
                     note = f"steer: Ray gave up ({type(error).__name__}); the last {len(left)} images here"
                     print(note, file=sys.stderr)
-                    yield from local_engine(steerer, first_pass=first_pass)(left)
+                    yield from local_engine(network, first_pass=first_pass)(left)
         finally:
             if started:
                 ray.shutdown()
@@ -106,7 +112,7 @@ def ray_engine(
 
 
 def _connect(address: str | None) -> bool:
-    """Join a cluster, or start one; returns whether this process did."""
+    """Join a cluster, or start one. Returns whether this process did so."""
     if ray.is_initialized():
         return False
     _check(address)
@@ -120,7 +126,8 @@ def _connect(address: str | None) -> bool:
             warnings.simplefilter("ignore")  # Lance warns of every fork; what Ray forks becomes another program
             ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"address: got {address!r}, but no Ray cluster answers there ({reason})") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
@@ -128,14 +135,14 @@ def _connect(address: str | None) -> bool:
 
 
 def _check(address: str | None) -> None:
-    """Ray itself tries for minutes. Raises ValueError if nothing listens at host:port."""
+    """Raises ValueError if nothing listens at host:port. Ray itself would try for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon:  # `auto`, or none
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        raise ValueError(f"--address {address}: no Ray cluster answers there ({error})") from None
+        raise ValueError(f"address: got {address!r}, but no Ray cluster answers there ({error})") from None
 
 
 def _pipeline(window: list[Task], side: int, workers: int, actors: dict[str, Any]) -> Iterator[Item]:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from steering.goals import Goal
-    from steering.search.gallery import Gallery, Hit, Hits
+    from steering.search.gallery import Gallery
+    from steering.search.hits import Hit, Hits
 
 COLUMNS, CELL, CAPTION, GAP, MARGIN, HEAD = 5, 1.9, 0.42, 0.16, 0.3, 0.55  # inches
 
 
 def contact_sheet(gallery: Gallery, hits: Hits, query: str | Goal) -> Figure:
-    """The figure: each hit in its own aspect, its rank, probability and name below; what is gone as an empty cell."""
+    """The figure. Each hit keeps its aspect, with rank, probability and name below. A lost image is an empty cell."""
     columns = min(COLUMNS, max(len(hits), 2))
     rows = max(math.ceil(len(hits) / columns), 1)
     width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
@@ -45,7 +46,7 @@ def contact_sheet(gallery: Gallery, hits: Hits, query: str | Goal) -> Figure:
 
 
 def summary(hits: Hits) -> str:
-    """How much was searched, and what was found."""
+    """How much was searched, and how many hits show the goal."""
     many = f"{hits.images:,} image{'' if hits.images == 1 else 's'}"
     if hits.frequency is None:
         return f"{hits.looked_at:,} of {many} looked at"
@@ -66,7 +67,7 @@ def _cell(axes: Axes, gallery: Gallery, hit: Hit, query: str | Goal) -> None:
     except ImageError:
         axes.text(0.5, 0.5, "gone", size=9, color=MUTED, ha="center", va="center")
         return
-    if hit.looked_at:  # as strongly as it is believed among all that were looked at
+    if hit.looked_at:  # the heatmap is as strong as the verdict among all looks
         look = replace(look, verdict=hit.verdict, probability=hit.probability)
     picture = look.picture.copy()
     picture.thumbnail((480, 480))

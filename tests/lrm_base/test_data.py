@@ -47,6 +47,25 @@ def test_an_image_folder_serves_as_well(tmp_path):
     assert data.features["label"].names == ["cat", "dog"]
 
 
+@pytest.mark.parametrize("name", ["a[b]", "a*", "what?", "[!a]*"])
+def test_a_folder_is_found_whatever_its_name(tmp_path, name, parquet):
+    files, classes = tmp_path / "files" / name, tmp_path / "classes" / name
+    files.mkdir(parents=True)
+    for file in tmp_path.glob("*.parquet"):
+        file.rename(files / file.name)
+    assert len(load_images(DataConfig(source=str(files), num_holdout=4), "train")) == 8
+    for index in range(3):
+        (classes / "train" / "cat").mkdir(parents=True, exist_ok=True)
+        picture(index).save(classes / "train" / "cat" / f"{index}.png")
+    assert len(load_images(DataConfig(source=str(classes), num_holdout=1), "train")) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"num_holdout": -1}, {"size": 0}, {"workers": -1}])
+def test_a_configuration_refuses_numbers_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DataConfig(**wrong)
+
+
 def test_a_folder_without_images_says_what_it_expected(tmp_path):
     with pytest.raises(ValueError, match=r"expected train-\*\.parquet or a folder train/<class>"):
         load_images(DataConfig(source=str(tmp_path)), "train")
@@ -74,6 +93,18 @@ def test_batches_depend_on_the_seed_and_the_epoch_alone(parquet):
     assert labels(0, 1) != labels(0, 2)
     assert labels(0, 1) != labels(1, 1)
     assert sum(len(y) for _, y in ordered_batches(images, 3)) == 8
+
+
+def test_batches_of_numbers_that_make_no_sense_raise(parquet):
+    images = Images(load_images(parquet, "train"), 16)
+    for numbers in ({"seed": 10**19}, {"seed": -1}, {"seed": True}, {"batch_size": 0}, {"epoch": -1}, {"workers": -1}):
+        name, value = next(iter(numbers.items()))
+        with pytest.raises(ValueError, match=f"^{name}: got {value}, expected a whole number"):
+            training_batches(images, **{"batch_size": 2, "seed": 0, "epoch": 0} | numbers)
+    for name, value in (("batch_size", 0), ("workers", -1)):
+        with pytest.raises(ValueError, match=f"^{name}: got {value}, expected a whole number"):
+            ordered_batches(images, **{"batch_size": 2} | {name: value})
+    assert len(list(training_batches(images, 2, 2**32 - 1, 10**6))) == 4
 
 
 def test_augmented_pixels_stay_in_range_and_follow_the_generator():

@@ -254,7 +254,7 @@ def test_an_address_without_a_hash_needs_one_said(server, tmp_path):
     with pytest.raises(ValueError, match=r"weights.pth: expected a name that ends in -HEX.pth"):
         fetch(url, folder=tmp_path)
     assert fetch(url, folder=tmp_path, sha256_prefix=HASH.upper()).read_bytes() == DATA
-    with pytest.raises(ValueError, match="expected 8 to 64 hex digits, got '1234'"):
+    with pytest.raises(ValueError, match="sha256_prefix: got '1234', expected 8 to 64 hex digits"):
         fetch(url, folder=tmp_path, sha256_prefix="1234")
 
 
@@ -308,8 +308,8 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
         ([torch.zeros(1)], "got list"),
         ({}, "got an empty dict"),
         ({"model": {}}, "got an empty dict"),
-        ({"a": torch.zeros(1), "epoch": 3}, "no tensors are epoch"),
-        ({0: torch.zeros(1)}, "no tensors are 0"),
+        ({"a": torch.zeros(1), "epoch": 3}, "no tensors at epoch, expected"),
+        ({0: torch.zeros(1)}, "no tensors at 0, expected"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, payload, said):

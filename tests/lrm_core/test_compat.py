@@ -108,7 +108,7 @@ def test_a_strength_multiplies_the_learned_gains_and_leaves_them_as_they_were():
 
 @pytest.mark.parametrize("shape", [(5, 6), (), (1, 2, 3, 4)])
 def test_a_layout_that_the_published_code_does_not_know_raises(shape):
-    with pytest.raises(ValueError, match=r"vectors \(c,\) and maps \(c, h, w\); got shape"):
+    with pytest.raises(ValueError, match=r"shape: got \(.*\), expected a vector \(c,\) or a map \(c, h, w\)"):
         PublishedFeedback(shape, (3,))
 
 
@@ -472,8 +472,11 @@ def test_the_published_connections_grow_from_model_to_model():
     [
         ([{"source": "77", "destination": "3"}], r"no step '77' to be the source of a connection"),
         ([{"source": "7", "destination": "4"}], "not followed by a rectifier.*choices: 0, 3"),
-        ([{"source": "7", "target": "3"}], "keys source and destination; got source, target"),
-        ([{}], "got none"),
+        (
+            [{"source": "7", "target": "3"}],
+            "the keys source, target, expected source and destination",
+        ),
+        ([{}], "got a connection with the keys none"),
         ([], "at least one connection"),
     ],
 )
@@ -486,16 +489,23 @@ def test_connections_that_make_no_sense_raise(connections, message):
     ("signals", "message"),
     [
         ([signal() | {"source": "6"}], "cannot steer '6'; sources of feedback: 7, 4, 5"),
-        ([signal() | {"activation": torch.randn(2, 4)}], r"expected shape \(batch, 5,\), got \(2, 4\)"),
+        ([signal() | {"activation": torch.randn(2, 4)}], r"got shape \(2, 4\), expected shape \(batch, 5,\)"),
         ([signal() | {"activation": torch.randn(5)}], "expected shape"),
-        ([signal() | {"activation": [1.0] * 5}], "expected a tensor, got list"),
+        ([signal() | {"activation": [1.0] * 5}], "got list, expected a tensor"),
         ([signal(), signal()], "steered twice"),
-        ([signal(alhpa=0.5)], "source, activation, strength and, if wanted, alpha; unknown: alhpa; missing: none"),
-        ([{"source": "7", "template": torch.randn(2, 5)}], "unknown: template; missing: activation, strength"),
-        ([signal((1, 2, 3))], r"expected a number or a pair \(negative, positive\), got \(1, 2, 3\)"),
+        (
+            [signal(alhpa=0.5)],
+            "got unknown keys: alhpa; missing keys: none; expected source, activation, strength",
+        ),
+        (
+            [{"source": "7", "template": torch.randn(2, 5)}],
+            "keys: template; missing keys: activation, strength",
+        ),
+        ([signal((1, 2, 3))], r"got \(1, 2, 3\), expected a number or a pair \(negative, positive\)"),
         ([signal("strong")], "got 'strong'"),
+        ([signal(float("nan"))], "strength: got nan"),
         ([signal(None)], "got None"),
-        ([signal(batch=3)], "batches differ: images 2, activation for '7' 3"),
+        ([signal(batch=3)], "batches differ: got images 2, activation for '7' 3"),
     ],
 )
 @pytest.mark.parametrize("passes", [1, 2])
@@ -512,9 +522,9 @@ def test_stepping_on_with_another_batch_raises(model, images):
 
 @pytest.mark.parametrize("passes", [0, -1])
 def test_no_pass_at_all_raises(model, images, passes):
-    with pytest.raises(ValueError, match="expected at least 1"):
+    with pytest.raises(ValueError, match=f"forward_passes: got {passes}, expected a whole number of at least 1"):
         model(images, forward_passes=passes)
-    with pytest.raises(ValueError, match="expected at least 1"):
+    with pytest.raises(ValueError, match=f"forward_passes: got {passes}, expected a whole number of at least 1"):
         LRMNet(toy(), CONNECTIONS, forward_passes=passes, img_size=16)
 
 

@@ -102,9 +102,9 @@ def test_the_size_of_an_activation_does_not_matter_only_its_pattern():
 
 @pytest.mark.parametrize("shape", [(), (1, 2, 3, 4)])
 def test_a_layout_that_is_no_vector_tokens_or_map_raises(shape):
-    with pytest.raises(ValueError, match=r"vectors \(c,\), tokens \(t, c\) and maps"):
+    with pytest.raises(ValueError, match=r"expected a vector \(c,\), tokens \(t, c\) or a map"):
         Feedback(shape, (3,))
-    with pytest.raises(ValueError, match="got shape"):
+    with pytest.raises(ValueError, match=r"^shape: got \("):
         Feedback((3,), shape)
 
 
@@ -181,9 +181,9 @@ def test_parts_that_a_network_lacks_are_passed_over(looking):
 @pytest.mark.parametrize(
     ("part", "wrong", "message"),
     [
-        (1, Feedback((6,), (5, 4, 4)), r"of shape \(8, 6\), got \(5, 6\)"),
-        (3, Feedback((6,), (5, 4, 4)), r"of shape \(6, 6\), got \(5, 6\)"),
-        (2, None, r"of shape \(6, 8\), got \(6, 7\)"),
+        (1, Feedback((6,), (5, 4, 4)), r"got shape \(5, 6\), expected \(8, 6\)"),
+        (3, Feedback((6,), (5, 4, 4)), r"got shape \(5, 6\), expected \(6, 6\)"),
+        (2, None, r"got shape \(6, 7\), expected \(6, 8\)"),
     ],
 )
 def test_a_part_that_does_not_fit_the_classifier_raises(looking, part, wrong, message):

@@ -202,5 +202,42 @@ def test_a_backbone_with_several_outputs_is_refused():
         def forward(self, x):
             return x, x + 1
 
-    with pytest.raises(ValueError, match="Two: expected one tensor as output"):
+    with pytest.raises(ValueError, match=r"Two: got the output \(x, add\), expected one tensor"):
         Graph.of(Two())
+
+
+class TwoInputs(nn.Module):
+    """Images and something else, which may have a default."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 5)
+
+
+def test_an_input_with_a_default_keeps_it():
+    class Scaled(TwoInputs):
+        def forward(self, x, scale=2.0):
+            return self.head(self.relu(self.conv(x)).mean((2, 3)) * scale)
+
+    model = LRM(Scaled(), [Connection("head", "conv")], 8).eval()
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(model(images)[0], model.backbone(images))
+
+
+def test_a_second_input_without_a_default_is_refused():
+    class Scaled(TwoInputs):
+        def forward(self, x, scale):
+            return self.head(self.relu(self.conv(x)).mean((2, 3)) * scale)
+
+    with pytest.raises(ValueError, match="Scaled: got the inputs x, scale, expected images and only inputs with a"):
+        Graph.of(Scaled())
+
+
+def test_a_step_that_gives_no_tensor_cannot_be_connected():
+    class Chunks(TwoInputs):
+        def forward(self, x):
+            first, second = self.relu(self.conv(x)).mean((2, 3)).chunk(2, 1)
+            return self.head(torch.cat([first, second], 1))
+
+    with pytest.raises(ValueError, match="step 'chunk': got tuple, expected a tensor"):
+        LRM(Chunks(), [Connection("chunk", "conv")], 8)

@@ -340,6 +340,67 @@ def test_goals_that_make_no_sense_raise(model, images, steer, message):
         model.rollout(images, 2, steer)
 
 
+class MapSource(nn.Module):
+    """Its late map is a source of feedback, and its size depends on the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu1 = nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU()
+        self.second, self.relu2, self.head = nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU(), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.relu2(self.second(self.relu1(self.first(x)))).mean((2, 3)))
+
+
+@pytest.fixture
+def with_map() -> LRM:
+    torch.manual_seed(0)
+    lrm = LRM(MapSource(), [Connection("relu2", "first"), Connection("head", "second")], 16).eval()
+    for path in lrm.paths.values():
+        nn.init.normal_(path.projection.weight)
+    return lrm
+
+
+def test_a_map_goal_has_the_size_that_the_images_give_its_source(with_map):
+    large = torch.randn(2, 3, 32, 32)
+    fitting = Steer("relu2", torch.rand(2, 6, 8, 8))
+    outputs = with_map.rollout(large, 3, [fitting], steer_first=True)
+    assert not torch.equal(outputs[-1], with_map.rollout(large, 3)[-1])
+    with pytest.raises(ValueError, match=r"'relu2': got shape \(1, 6, 4, 4\), expected shape \(batch, 6, 8, 8\)"):
+        with_map.rollout(large, 2, [Steer("relu2", torch.rand(1, 6, 4, 4))])
+    with pytest.raises(ValueError, match=r"'relu2': got shape \(1, 5, 8, 8\), expected shape \(batch, 6, 4, 4\)"):
+        with_map.rollout(large, 2, [Steer("relu2", torch.rand(1, 5, 8, 8))])
+
+
+@pytest.mark.parametrize("steer_first", [False, True])
+@pytest.mark.parametrize(("source", "shape"), [("head", (5,)), ("relu2", (6, 4, 4))])
+def test_a_goal_of_another_batch_than_the_images_raises(with_map, source, shape, steer_first):
+    steer = [Steer(source, torch.randn(2, *shape))]
+    for count, expected in ((3, "1 or 3"), (1, "1")):
+        with pytest.raises(ValueError, match=rf"goal for '{source}': got a batch of 2, expected {expected}, since"):
+            with_map.rollout(torch.randn(count, 3, 16, 16), 2, steer, steer_first=steer_first)
+
+
+def test_a_state_of_another_batch_than_the_images_raises(model, images):
+    _, state = model(images[:2])
+    with pytest.raises(ValueError, match=r"state of '\d': got a batch of 2, expected 1 or 3, since there are 3 images"):
+        model(images, state)
+
+
+def test_a_state_of_one_image_serves_several(model, images):
+    image, target = images[:1], torch.randn(3, 5)
+    _, state = model(image)
+    several = [model(image.expand(3, -1, -1, -1), each, [Steer("7", target)])[0] for each in (state, state.expand(3))]
+    torch.testing.assert_close(*several)
+
+
+def test_a_goal_of_whole_numbers_is_a_goal(model, images):
+    whole = torch.tensor([[3, 0, -1, 2, 5]])
+    for first in (False, True):
+        got = model.rollout(images, 2, [Steer("7", whole)], steer_first=first)[-1]
+        assert torch.equal(got, model.rollout(images, 2, [Steer("7", whole.float())], steer_first=first)[-1])
+
+
 def test_no_pass_at_all_raises(model, images):
     with pytest.raises(ValueError, match="passes: got 0"):
         model.rollout(images, 0)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lrm_core import LRM, Connection, Steer
 from lrm_core.backbones import MiniNet
@@ -23,7 +24,7 @@ def mini() -> LRM:
 @torch.no_grad()
 def test_a_steered_pass_is_the_same_from_what_was_stored(mini: LRM):
     layout = Layout.of(mini, 64)
-    images = torch.rand(3, 3, 64, 64)
+    images = 3 * torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     stem = mini.stem(images)
     _, state = mini.step(stem)
     packed = layout.pack(stem, state)
@@ -39,5 +40,53 @@ def test_a_steered_pass_is_the_same_from_what_was_stored(mini: LRM):
 
 def test_what_is_of_another_network_is_refused(mini: LRM):
     layout = Layout.of(mini, 64)
-    with pytest.raises(ValueError, match=r"expected \d+ numbers an image, got 4: of another network"):
+    with pytest.raises(ValueError, match=r"packed: got 4 numbers an image, expected \d+: of another network"):
         layout.unpack([b"\0" * 8], torch.device("cpu"))
+
+
+class Shaped(nn.Module):
+    """After its destination it uses a parameter and a shape of a step that lies before it."""
+
+    def __init__(self, with_batch: bool = False) -> None:
+        super().__init__()
+        self.before, self.conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.relu, self.fc = nn.ReLU(), nn.Linear(4, 5)
+        self.bias = nn.Parameter(torch.tensor([[0.1, 0.2, 0.3, 0.4]]))
+        self.with_batch = with_batch
+
+    def forward(self, x):
+        before = self.before(x)
+        maps = self.relu(self.conv(before))
+        maps = maps.reshape(before.shape) if self.with_batch else nn.functional.interpolate(maps, before.shape[2:])
+        return self.fc(maps.mean((2, 3)) + self.bias)
+
+
+@torch.no_grad()
+def test_values_of_the_stem_that_are_no_tensors_of_images_are_kept_and_not_stored():
+    torch.manual_seed(0)
+    model = LRM(Shaped(), [Connection("fc", "conv")], 8).eval()
+    nn.init.normal_(model.paths["fc->conv"].projection.weight, std=20)
+    layout = Layout.of(model, 8)
+    assert list(layout.stem.values()) == [(4, 8, 8)]
+    assert any(isinstance(value, tuple) for value in layout.shared.values())
+    images = torch.rand(3, 3, 8, 8)
+    stem = model.stem(images)
+    output, state = model.step(stem)
+    packed = layout.pack(stem, state)
+    assert {len(row) for row in packed} == {2 * (4 * 64 + 5)}
+    again, _ = model.step(*layout.unpack(packed, torch.device("cpu")))
+    expected, _ = model.step(stem, state)
+    torch.testing.assert_close(again, expected, atol=1e-3, rtol=1e-3)
+    assert (again - output).abs().max() > 0.01
+
+
+def test_a_value_of_the_stem_that_depends_on_the_number_of_images_is_refused():
+    model = LRM(Shaped(with_batch=True), [Connection("fc", "conv")], 8).eval()
+    with pytest.raises(ValueError, match=r"^stem: got a value of .* that depends on the number of images"):
+        Layout.of(model, 8)
+
+
+@pytest.mark.parametrize("size", [0, True])
+def test_a_size_that_is_no_whole_number_is_refused(mini: LRM, size):
+    with pytest.raises(ValueError, match=r"^size: got .*, expected a whole number of at least 1"):
+        Layout.of(mini, size)

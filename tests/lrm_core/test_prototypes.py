@@ -179,11 +179,11 @@ def test_what_there_is_no_goal_for_names_the_choices(prototypes):
         prototypes.goal("golden retriver")
     with pytest.raises(ValueError, match="no class 'xyzzy' among 4; choices: cat, golden retriever, teapot, Cat"):
         prototypes.goal("xyzzy")
-    with pytest.raises(ValueError, match="no class 4; choices: 0 to 3"):
+    with pytest.raises(ValueError, match="name_or_index: got 4, expected a whole number from 0 to 3"):
         prototypes.goal(4)
-    with pytest.raises(ValueError, match="'CAT' names classes 0 and 3: give the number"):
+    with pytest.raises(ValueError, match="'CAT' names classes 0 and 3, expected one of these numbers"):
         prototypes.goal("CAT")
-    with pytest.raises(ValueError, match="which_pass: got 2, choices: 0 to 1"):
+    with pytest.raises(ValueError, match="which_pass: got 2, expected a whole number from -2 to 1"):
         prototypes.goal("cat", which_pass=2)
 
 
@@ -201,22 +201,24 @@ def test_what_was_saved_is_loaded_and_anything_else_is_refused(model, items, tmp
     with pytest.raises(ValueError, match="was altered"):
         Prototypes.load(path)
     Prototypes(NAMES[:2], found.count, found.mean, found.std).save(path)
-    with pytest.raises(ValueError, match="its card names 2 classes"):
+    with pytest.raises(ValueError, match="expected those of the 2 classes that its card names"):
         Prototypes.load(path)
     save_model_folder(tmp_path)
-    with pytest.raises(ValueError, match="does not hold prototypes: its card says 'lrm'"):
+    with pytest.raises(ValueError, match="does not hold prototypes: got a card of kind 'lrm'"):
         Prototypes.load(tmp_path / "backbone.safetensors")
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([(picture(0), 0)], "got a Image: give a transform"),
-        ([(torch.zeros(3, 16, 16, dtype=torch.uint8), 0)], "got a tensor of torch.uint8"),
-        ([(torch.zeros(3, 16, 16), -1)], "expected labels from 0 to 2, got -1 to -1"),
-        ([(torch.full((3, 16, 16), torch.nan), 0)], "not all finite"),
-        ([{"img": 0, "label": 0}], "expected columns image and label, got img, label"),
-        ([], "the data set is empty"),
+        ([(picture(0), 0)], "got a Image for an image, expected a normalised tensor of floats; give a transform"),
+        ([(torch.zeros(3, 16, 16, dtype=torch.uint8), 0)], "got a tensor of torch.uint8 for an image"),
+        ([(torch.zeros(3, 16, 16), -1)], "label: got -1, expected a whole number of at least 0"),
+        ([(torch.full((3, 16, 16), torch.nan), 0)], "model: got outputs that are not finite"),
+        ([{"img": 0, "label": 0}], "dataset: got the columns img, label, expected image and label"),
+        ([], "dataset: got no image, expected at least one"),
+        ([(torch.zeros(3, 16, 16), 1.5)], "label: got 1.5, expected a whole number"),
+        ([(torch.zeros(3, 16, 16), 3)], "dataset: got labels from 3 to 3, expected 0 to 2"),
     ],
 )
 def test_data_that_does_not_fit_raises(model, data, message):
@@ -225,7 +227,7 @@ def test_data_that_does_not_fit_raises(model, data, message):
 
 
 def test_a_model_without_feedback_and_no_pass_at_all_raise(model, items):
-    with pytest.raises(ValueError, match="expected an LRM, an LRMNet or a SteerableLRM, got MiniNet"):
+    with pytest.raises(ValueError, match="model: got MiniNet, expected an LRM, an LRMNet or a SteerableLRM"):
         compute_prototypes(model.backbone, items)
     with pytest.raises(ValueError, match="passes: got 0"):
         compute_prototypes(model, items, passes=0)

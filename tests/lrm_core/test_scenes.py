@@ -131,7 +131,7 @@ def test_only_kinds_that_paste_need_squares_and_say_so(kind):
         assert compose(kind, pixels, labels).kind == kind
     else:
         assert squares.shape == (5, 4)
-        with pytest.raises(ValueError, match=rf"{kind}: expected squares \(b, 4\) for the second image, got none"):
+        with pytest.raises(ValueError, match=rf"squares: got none, expected \(b, 4\) for the second image of {kind}"):
             compose(kind, pixels, labels)
 
 
@@ -173,7 +173,7 @@ def test_an_unknown_kind_and_a_wrong_number_of_images_raise():
     pixels, labels = images("blend")
     with pytest.raises(ValueError, match="no kind of scene 'mosaic'; choices: single, blend, side, cutmix, inset"):
         compose("mosaic", pixels, labels)
-    with pytest.raises(ValueError, match="grid: expected 4 images a scene, got 2"):
+    with pytest.raises(ValueError, match="images: got 2 images a scene, expected 4 for grid"):
         compose("grid", pixels, labels)
 
 

@@ -1,5 +1,7 @@
 """Goals from class names alone: which class is meant, what shape the goal has, on which scale."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,9 +23,8 @@ def embedded():
     """The embedded model's parts: class names, text encoder, classifier, and the goals of its trained prior."""
     from lrm_core.weights import load_model
     from prior.model import Prior
-    from steering.steerer import find_model
 
-    folder = find_model("lrm_mini")
+    folder = Path(__file__).resolve().parents[2] / "steering" / "models" / "lrm_mini"
     model, _, card = load_model(folder / "backbone.safetensors")
     names = [entry["name"] for entry in card["classes"]]
     encode = TextEncoder.load(folder / "text").encode
@@ -92,9 +93,9 @@ def test_two_classes_of_one_name_share_its_goal(encode):
 
 
 def test_names_are_averaged_over_templates_at_unit_length(encode):
-    found = embed_names(encode, ["golden_retriever", "apron"], ["{name}", "a photo of {a}"], batch_size=1)
+    averaged = embed_names(encode, ["golden_retriever", "apron"], ["{name}", "a photo of {a}"], batch_size=1)
     wanted = encode(["golden retriever", "apron"]) + encode(["a photo of a golden retriever", "a photo of an apron"])
-    torch.testing.assert_close(found, F.normalize(wanted, dim=1))
+    torch.testing.assert_close(averaged, F.normalize(wanted, dim=1))
 
 
 def test_classes_that_a_classifier_reads_alike_are_alike_in_its_profiles():

@@ -67,7 +67,9 @@ def test_text_and_time_both_matter(network, inputs):
 )
 def test_conditions_that_the_network_does_not_have_are_refused(network, inputs, condition):
     x, times, text = inputs
-    with pytest.raises(ValueError, match="conditioned on the text embedding alone"):
+    with pytest.raises(
+        ValueError, match=f"got {next(iter(condition))}, but .* conditioned on the text embedding alone"
+    ):
         network(x, times, text_embed=text, **condition)
 
 

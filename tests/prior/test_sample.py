@@ -19,8 +19,8 @@ def samples(steps, timesteps=1000, count=4000, **options):
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(count, 1, generator=generator)
     noise = torch.randn(count, 1, generator=generator)
-    found = ddim(lambda x, t: posterior_mean(x, alphas[t], mean), noise, alphas, steps, **options)
-    return mean[:, 0], found[:, 0]
+    drawn = ddim(lambda x, t: posterior_mean(x, alphas[t], mean), noise, alphas, steps, **options)
+    return mean[:, 0], drawn[:, 0]
 
 
 def slope(x, y):
@@ -43,13 +43,13 @@ def test_an_exact_denoiser_is_recovered_in_any_number_of_steps(steps, timesteps)
 
 
 def test_many_steps_recover_the_spread_too():
-    mean, found = samples(64)
-    assert (found - mean).std().item() == pytest.approx(SPREAD, rel=0.05)
+    mean, drawn = samples(64)
+    assert (drawn - mean).std().item() == pytest.approx(SPREAD, rel=0.05)
 
 
 def test_one_step_is_the_expectation():
-    mean, found = samples(1)
-    torch.testing.assert_close(found, mean, atol=0.01, rtol=0.0)
+    mean, drawn = samples(1)
+    torch.testing.assert_close(drawn, mean, atol=0.01, rtol=0.0)
 
 
 @pytest.mark.parametrize(("steps", "timesteps"), [(1, 7), (2, 7), (5, 7), (7, 7), (10, 1000), (64, 1000)])
@@ -111,12 +111,12 @@ def test_without_eta_the_start_decides_and_with_it_the_generator_does():
 
 @pytest.mark.parametrize("steps", [0, -1, 101])
 def test_a_number_of_steps_that_the_schedule_cannot_give_is_refused(steps):
-    with pytest.raises(ValueError, match=f"steps: got {steps}, expected 1 to 100"):
+    with pytest.raises(ValueError, match=f"steps: got {steps}, expected a whole number from 1 to 100"):
         ddim(lambda x, _: x, torch.randn(1, 2), cosine_schedule(100), steps)
 
 
 def test_eta_without_a_generator_is_refused():
-    with pytest.raises(ValueError, match="a generator is needed"):
+    with pytest.raises(ValueError, match=r"eta: got 0\.5 without a generator, expected a generator or an eta of 0"):
         ddim(lambda x, _: x, torch.randn(1, 2), cosine_schedule(100), 5, eta=0.5)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
 from prior.text import WEIGHTS, TextEncoder, run_text_tower, text_tower
-from prior.train_text import TextConfig, build_model, save_text_model
+from prior.text_model import TextConfig, build_model, save_text_model
 
 TOY = {
     "name": "toy_text",

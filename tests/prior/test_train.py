@@ -116,5 +116,5 @@ def test_an_interrupted_run_ends_bit_for_bit_where_it_would_have(finished, mater
 def test_classes_that_do_not_fit_the_outputs_are_refused(material, tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps([{"name": "cat"}, {"name": "dog"}]))
     config = configuration(material, tmp_path / "run", classes=str(tmp_path / "classes.json"))
-    with pytest.raises(ValueError, match=r"classes\.json has 2 classes, .* outputs of 4"):
+    with pytest.raises(ValueError, match=r"classes\.json has 2 classes, .* outputs of 4; expected the same number"):
         train(config)

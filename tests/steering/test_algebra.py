@@ -33,8 +33,8 @@ def test_terms_are_read(query: str, terms: list[Term]):
         ("dog - ", "a term is empty"),
         ("dog + + cat", "a term is empty"),
         ("image:", "a term is empty"),
-        ("0:dog", "weight 0, expected more than 0"),
-        ("- dog", "everything is taken away"),
+        ("0:dog", "got weight 0, expected more than 0"),
+        ("- dog", "every term is taken away"),
         ("+", "a term is empty"),
     ],
 )
@@ -63,7 +63,7 @@ def test_what_is_taken_away_is_pushed_down_and_nothing_else_is():
     torch.testing.assert_close(moved[[2, 3]], moved[[0, 0]], atol=1e-4, rtol=0)
     more = combine([1.0, -2.0], goals)
     assert more[1] - more[0] < after[1] - after[0]
-    with pytest.raises(ValueError, match="at least one positive"):
+    with pytest.raises(ValueError, match="expected at least one above 0"):
         combine([-1.0], goals[:1])
 
 
@@ -80,18 +80,17 @@ def test_a_look_for_terms_multiplies_what_looks_for_each_of_them_say(toy: Steere
 
 
 def test_negative_terms_steer_through_the_negative_gain(toy: Steerer):
-    goal = toy.understand("a cat - a teapot")
+    goal, network = toy.goal("a cat - a teapot"), toy.network
     assert [weight for weight, _ in goal.terms] == [1, -1]
-    pixels = toy.pixels(open_image("sample:cat"))
-    glance = toy.glance(pixels)
-    plain = toy.steer(glance, toy.understand("a cat").vector[None])
-    assert not torch.allclose(toy.steer(glance, goal.vector[None]), plain, atol=1e-3)
-    no_negative = toy.steer(glance, goal.vector[None], strength=(0.0, 1.0))
-    assert not torch.allclose(toy.steer(glance, goal.vector[None], strength=(1.0, 1.0)), no_negative, atol=1e-3)
+    glance = network.glance(network.pixels(open_image("sample:cat")))
+    plain = network.steer(glance, toy.goal("a cat").vector[None])
+    assert not torch.allclose(network.steer(glance, goal.vector[None]), plain, atol=1e-3)
+    no_negative = network.steer(glance, goal.vector[None], strength=(0.0, 1.0))
+    assert not torch.allclose(network.steer(glance, goal.vector[None], strength=(1.0, 1.0)), no_negative, atol=1e-3)
 
 
 def test_an_image_is_a_term_and_has_the_verdict_only_if_all_have_one(toy: Steerer):
-    goal = toy.understand("image:sample:coffee + a cat")
+    goal = toy.goal("image:sample:coffee + a cat")
     torch.testing.assert_close(goal.terms[0][1].vector, toy.image_goal("sample:coffee").vector)
     look = toy.look("sample:cat", goal)
     assert look.probability is None  # the toy has no verdict on goals by images
@@ -99,13 +98,13 @@ def test_an_image_is_a_term_and_has_the_verdict_only_if_all_have_one(toy: Steere
 
 
 def test_a_single_image_by_words_is_that_images_goal(toy: Steerer):
-    goal = toy.understand("image:sample:coffee")
+    goal = toy.goal("image:sample:coffee")
     torch.testing.assert_close(goal.vector, toy.image_goal("sample:coffee").vector, atol=1e-4, rtol=1e-4)
 
 
 def test_terms_that_cannot_be_understood_are_told(toy: Steerer):
     with pytest.raises(ValueError, match=r"nowhere\.jpg: no such file"):
-        toy.understand("image:nowhere.jpg + a cat")
+        toy.goal("image:nowhere.jpg + a cat")
     with pytest.raises(QueryError, match="term is empty"):
         toy.look("sample:cat", "a cat -  + a dog")
 

@@ -17,7 +17,9 @@ ENTRIES = [
     "SteerableLRM", "LRMNet", "alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3", "compute_prototypes",
     "load_clip_prototypes", "load_vision_prototypes", "steerer",
 ]  # fmt: skip
-COMMON_NAMES = ("lrm_base", "lrm_core", "prior", "steering", "hubconf", "steer_cli", "tests", "configs", "benchmarks")
+COMMON_NAMES = (
+    "lrm_base", "lrm_core", "lrm_lab", "prior", "steering", "hubconf", "steer_cli", "tests", "configs", "benchmarks",
+)  # fmt: skip
 
 # What follows the user's program: nothing of the checkout is left under a name that others could mean.
 LEFT_BEHIND = """
@@ -103,11 +105,45 @@ except ValueError as error:
 """
 
 
+# Every entry point at work. It notes which top-level modules our modules import, late imports included.
+IMPORTS = """
+import builtins, json, sys
+real, imported = builtins.__import__, set()
+def noting(name, globals=None, locals=None, fromlist=(), level=0):
+    if level == 0 and (globals or {}).get("__name__", "").startswith("_lrm_steering_"):
+        imported.add(name.partition(".")[0])
+    return real(name, globals, locals, fromlist, level)
+builtins.__import__ = noting
+import torch
+from torchvision.models import alexnet
+source, model, weights, empty, names = *sys.argv[1:5], sys.argv[5].split(",")
+path = list(sys.path)
+load = lambda *arguments, **options: torch.hub.load(source, *arguments, source="local", **options)
+
+look = load("steerer", model, device="cpu").look("sample:cat", "a cat")
+look.plot("look.png")
+load("alexnet_lrm3", pretrained=weights)
+connections = [dict(source="classifier.6", destination="features.8")]
+wrapped = load("SteerableLRM", alexnet(num_classes=5), connections, img_size=64)
+images = [(torch.rand(3, 64, 64), index % 5) for index in range(5)]
+load("compute_prototypes", wrapped, images, progress=False)
+torch.hub.set_dir(empty)
+unreachable = 0
+for entry in ("load_vision_prototypes", "load_clip_prototypes", "alexnet_lrm1"):
+    try:
+        load(entry) if entry.startswith("alexnet") else load(entry, "alexnet_lrm1")
+    except ValueError as error:
+        unreachable += "cannot reach" in str(error)
+found = {"imported": sorted(imported), "unreachable": unreachable}
+"""
+
+
 def run(program: str, folder: Path, *arguments: str) -> dict:
-    """Runs a user's program in a folder that holds nothing but modules with our names."""
+    """Run a user's program in a folder that holds nothing but modules with our names. It cannot reach the network."""
     for name in COMMON_NAMES:
         (folder / f"{name}.py").write_text("OWNER = 'user'\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     done = subprocess.run(
         [sys.executable, "-c", program + LEFT_BEHIND, str(ROOT), *arguments, ",".join(COMMON_NAMES)],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False,
@@ -131,13 +167,24 @@ def test_entry_points_are_all_that_is_public_and_what_they_need_is_there():
     assert [name for name in module.dependencies if importlib.util.find_spec(name) is None] == []
 
 
+def test_the_dependencies_are_what_the_entry_points_import(toy_folder, weights, tmp_path, tmp_path_factory):
+    spec = importlib.util.spec_from_file_location("hubconf", ROOT / "hubconf.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    empty = tmp_path_factory.mktemp("empty")
+    found = run(IMPORTS, tmp_path, str(toy_folder), str(weights), str(empty))
+    assert found["unreachable"] == 3
+    others = {name for name in found["imported"] if not name.startswith("_lrm_steering_")}
+    assert others - sys.stdlib_module_names == set(module.dependencies)
+
+
 def test_the_steerer_loads_and_looks_from_another_folder(toy_folder, tmp_path):
     """Although the user's own `prior` was imported before ours; late imports of ours still find ours."""
     found = run(STEERER, tmp_path, str(toy_folder))
     assert found["model"] == "toy"
     assert found["verdict"] in ("present", "absent", "unsure")
     assert found["home"].startswith("_lrm_steering_")
-    assert "no model 'nonsense'" in found["refused"]
+    assert "model: got 'nonsense'" in found["refused"]
     assert (tmp_path / "look.png").stat().st_size > 1000
 
 

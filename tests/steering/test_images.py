@@ -65,10 +65,10 @@ def test_samples_need_no_file(name: str) -> None:
 
 
 def test_samples_are_the_photographs_of_scikit_image() -> None:
-    import skimage.data
+    skimage = pytest.importorskip("skimage.data")
 
-    assert np.array_equal(open_image("sample:cat"), skimage.data.chelsea())
-    assert np.array_equal(open_image("sample:coffee"), skimage.data.coffee())
+    assert np.array_equal(open_image("sample:cat"), skimage.chelsea())
+    assert np.array_equal(open_image("sample:coffee"), skimage.coffee())
 
 
 def test_blended_sample_is_half_of_each() -> None:
@@ -173,6 +173,18 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, suffix: str) -
     opened = open_image(path)
     assert opened.getpixel((3, 3))[0] > 240
     assert "first" in opened.info["note"]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
+def test_an_animation_that_stands_at_a_frame_is_looked_at_there_and_stays_there(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "green", "blue")]
+    path = save(tmp_path / f"moving.{suffix}", frames[0], save_all=True, append_images=frames[1:])
+    with Image.open(path) as moving:
+        moving.seek(2)
+        opened = open_image(moving)
+        assert moving.tell() == 2
+        assert opened.getpixel((3, 3))[2] > 240
+        assert "number 3 is used" in opened.info["note"]
 
 
 def test_a_suffix_may_lie(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_wrong_ranking_names_the_choices() -> None:
     """Here the shape checker may object to the literal first; a user, without it, gets the ValueError."""
     with pytest.raises((ValueError, TypeError), match=r"(?s)before.*after.*goal"):
         make().ranking("during")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="got top 0"):
+    with pytest.raises(ValueError, match="top: got 0"):
         make().ranking("after", 0)
 
 

@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-import lrm_core.published
-import prior.published
+import lrm_core.published_backbones
 import prior.published_model
+import prior.published_prior
 from lrm_base.card import sha256_of
 from lrm_base.data import imagenet_names
 from lrm_core.compat import PUBLISHED_CONNECTIONS, SteerableLRM, ours_to_published
-from lrm_core.published import load_checkpoint
-from prior.published import load_prior
+from lrm_core.published_backbones import load_checkpoint
 from prior.published_model import PublishedPrior
+from prior.published_prior import load_prior
 from prior.templates import encode_with_templates
 from prior.text import TextEncoder
 from steer_cli import main
 from steering import Steerer
 from steering.images import open_image
-from steering.published import reads_published
+from steering.loading import reads_published
 
 NAME = "alexnet_lrm3"
 
@@ -66,10 +66,12 @@ def files(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(home))
         weights = stored(cache, "set15_final_weights", {"state_dict": {f"module.{k}": v for k, v in backbone.items()}})
-        patch.setitem(lrm_core.published.WEIGHTS, NAME, weights)
+        patch.setitem(lrm_core.published_backbones.WEIGHTS, NAME, weights)
         patch.setattr(prior.published_model, "TEXT_ENCODER", ("toy_published_clip", str(home / "clip.pt")))
-        patch.setitem(prior.published.PRIORS, NAME, stored(cache, "clip_diffusion_aligned", {"model": language}))
-        patch.setitem(lrm_core.published.VISION_PROTOTYPES, NAME, stored(cache, "visual_prototypes", prototypes))
+        patch.setitem(prior.published_prior.PRIORS, NAME, stored(cache, "clip_diffusion_aligned", {"model": language}))
+        patch.setitem(
+            lrm_core.published_backbones.VISION_PROTOTYPES, NAME, stored(cache, "visual_prototypes", prototypes)
+        )
         yield f"toy_published_clip:{home / 'clip.pt'}", cache / weights.rpartition("/")[2], prototypes
 
 
@@ -122,11 +124,11 @@ def test_class_names_need_no_trained_prior(files, capsys):
     (look,) = looked(capsys, "--query", "a goldfish", "--prior", "class-names")
     assert look["prior"] == "class-names"
     steerer = Steerer.load(NAME, prior="class-names", text=text, device="cpu")
-    meant = steerer.language.prior.weights(steerer.embed(["a goldfish"]))[0]
+    meant = steerer.language.prior.weights(steerer.language.embed(["a goldfish"]))[0]
     assert steerer.class_names[int(meant.argmax())] == "goldfish"
-    glance = steerer.glance(squashed())
+    glance = steerer.network.glance(squashed())
     assert_ranking(look["before"], glance.output[0])
-    assert_ranking(look["after"], steerer.steer(glance, steerer.goal("a goldfish")[None])[0])
+    assert_ranking(look["after"], steerer.network.steer(glance, steerer.goal("a goldfish").vector[None])[0])
 
 
 @torch.no_grad()
@@ -136,7 +138,7 @@ def test_prototypes_and_images_steer_without_any_text_encoder(files, capsys):
     assert (by_class["prior"], by_image["prior"]) == ("prototype", "image")
     front, pixels = reference(weights), squashed()
     prototype = prototypes[imagenet_names().index("golden retriever")]["mean"][None]
-    coffee = Steerer.load(NAME, device="cpu").pixels(open_image("sample:coffee"))
+    coffee = Steerer.load(NAME, device="cpu").network.pixels(open_image("sample:coffee"))
     for look, goal in ((by_class, prototype), (by_image, front(coffee, forward_passes=2, return_list=True)[-1])):
         signal = {"source": "classifier.6", "activation": goal, "strength": 1.0}
         after = front(pixels, steering_signals=[signal], forward_passes=2, return_list=True)[-1]
@@ -146,7 +148,10 @@ def test_prototypes_and_images_steer_without_any_text_encoder(files, capsys):
 def test_what_does_not_exist_is_told_with_the_choices(files, capsys):
     text, _, _ = files
     for arguments, message in (
-        (["--query", "a dog", "--text", text, "--prior", "ridge"], "choices: published, class-names"),
+        (
+            ["--query", "a dog", "--text", text, "--prior", "ridge"],
+            "--prior: got 'ridge' for alexnet_lrm3, expected published, class-names",
+        ),
         (["--query", "a dog", "--text", "ViT-B-32:openai", "--prior", "published"], "trained with OpenAI's CLIP"),
         (["--prototype", "golden retriver"], "choices: golden retriever"),
         (["--query", "a dog", "--text", "ViT-Z-99:openai"], "ViT-Z-99"),
@@ -158,7 +163,7 @@ def test_what_does_not_exist_is_told_with_the_choices(files, capsys):
 
 def test_weights_out_of_reach_are_told_with_address_name_and_place(files, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    address = lrm_core.published.WEIGHTS[NAME]
+    address = lrm_core.published_backbones.WEIGHTS[NAME]
     with pytest.raises(SystemExit, match="2"):
         main(["--model", NAME, "--query", "a dog", "sample:cat"])
     error = capsys.readouterr().err

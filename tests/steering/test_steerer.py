@@ -1,9 +1,11 @@
 """Steerer: the whole way from a picture and words to a look, on a toy model and on the embedded one."""
 
 import json
+import pickle
 import shutil
 import threading
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from steering import QueryError, Steerer
 from steering.goals import Goal
 from steering.images import open_image
-from steering.steerer import model_names
+from steering.loading import model_names
 
 
 @pytest.fixture(params=["toy", "steerer"])
@@ -28,26 +30,97 @@ def copy(toy_folder, tmp_path):
 
 
 def test_a_goal_has_a_value_for_every_class_and_follows_the_seed(each):
-    goal = each.goal("a teapot")
+    goal = each.goal("a teapot").vector
     assert goal.shape == (len(each.class_names),)
-    assert torch.equal(each.goal("a teapot"), goal)
-    assert not torch.equal(each.goal("a teapot", seed=1), goal)
-    assert not torch.equal(each.goal("a lemon"), goal)
-    torch.testing.assert_close(each.goals(["a lemon", "a teapot"])[1], goal, atol=1e-3, rtol=1e-3)
+    assert torch.equal(each.goal("a teapot").vector, goal)
+    assert not torch.equal(each.goal("a teapot", seed=1).vector, goal)
+    assert not torch.equal(each.goal("a lemon").vector, goal)
+    torch.testing.assert_close(each.goals(["a lemon", "a teapot"])[1].vector, goal, atol=1e-3, rtol=1e-3)
 
 
-def test_a_goal_is_the_callers_own(each):
+def test_a_goal_cannot_be_changed_from_outside(each):
+    goal, before = each.goal("a teapot"), each.look("sample:cat", "a teapot").after
+    vector = goal.vector
+    goal.vector.zero_()
+    assert torch.equal(goal.vector, vector)
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        goal.vector = vector * 2
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        goal.name = "a lemon"
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        del goal.name
+    assert torch.equal(each.look("sample:cat", "a teapot").after, before)
+    given = torch.zeros(len(each.class_names))
+    own = Goal("mine", given, "image")
+    given += 1  # what it was made of does not reach into it either
+    assert not own.vector.any()
+    assert torch.equal(pickle.loads(pickle.dumps(goal)).vector, vector)
+
+
+def test_every_query_may_be_words_or_a_goal(each):
     goal = each.goal("a teapot")
-    each.goal("a teapot").zero_()
-    assert torch.equal(each.goal("a teapot"), goal)
+    assert each.goal(goal) is goal
+    assert each.goals([goal, "a lemon"])[0] is goal
+    assert torch.equal(each.look("sample:cat", goal).after, each.look("sample:cat", "a teapot").after)
+
+
+def test_arithmetic_is_understood_wherever_goals_are_made(each):
+    one, many = each.goal("a teapot - a lemon"), each.goals(["a cat", "a teapot - a lemon"])[1]
+    assert one.source == many.source == "algebra"
+    torch.testing.assert_close(one.vector, many.vector)
+
+
+def test_other_defaults_give_other_goals_at_once(toy):
+    fewer = toy.with_network(toy.network.with_defaults(replace(toy.network.defaults, num_samples=1)))
+    goal = fewer.goal("a cat").vector
+    fewer.network.defaults = toy.network.defaults
+    assert torch.equal(fewer.goal("a cat").vector, toy.goal("a cat").vector)
+    assert not torch.equal(goal, toy.goal("a cat").vector)
+
+
+def test_a_look_works_in_inference_mode_and_afterwards(toy, toy_folder):
+    expected = toy.look("sample:cat", "a lemon")
+    with torch.inference_mode():
+        loaded = Steerer.load(toy_folder, device="cpu")
+        goal = loaded.goal("a lemon")
+        inside = [loaded.look("sample:cat", "a lemon"), loaded.look("sample:cat", goal)]
+        glance = loaded.network.glance(loaded.network.pixels(open_image("sample:cat")))
+        after, heatmap = loaded.network.heatmap(glance, goal.vector[None])
+    for look in (*inside, loaded.look("sample:cat", goal)):
+        assert torch.equal(look.after, expected.after)
+        assert torch.equal(look.heatmap, expected.heatmap)
+    assert torch.equal(after[0], expected.after)
+    assert torch.equal(heatmap[0], expected.heatmap)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": float("nan")}, "strength: got nan"),
+        ({"strength": 1e38}, r"strength: got 1e\+38"),
+        ({"passes": True}, "passes: got True"),
+        ({"seed": 10**20}, "seed: got 100000000000000000000"),
+        ({"seed": -1}, "seed: got -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(toy, options, message):
+    with pytest.raises(ValueError, match=f"{message}, expected"):
+        toy.look("sample:cat", "a cat", **options)
+
+
+@pytest.mark.parametrize("passes", [-3, 0])
+def test_a_goal_by_an_image_needs_a_pass(toy, passes):
+    with pytest.raises(ValueError, match=f"passes: got {passes}, expected a whole number"):
+        toy.image_goal("sample:cat", passes=passes)
+    assert toy.image_goal("sample:cat", passes=1).vector.shape == (6,)
 
 
 def test_a_look_tells_what_was_asked_and_what_was_seen(each):
     look = each.look("sample:coffee", "a teapot")
-    assert (look.image, look.query, look.model) == ("sample:coffee", "a teapot", each.card["name"])
+    assert (look.image, look.query, look.model) == ("sample:coffee", "a teapot", each.network.card["name"])
     assert look.class_names == each.class_names
     assert look.before.shape == look.after.shape == look.goal.shape == (len(each.class_names),)
-    assert torch.equal(look.goal, each.goal("a teapot"))
+    assert torch.equal(look.goal, each.goal("a teapot").vector)
     assert look.heatmap.ndim == 2
     assert 0 <= look.heatmap.min() <= look.heatmap.max() <= 1
     assert look.verdict == each.verdict.answer(look.probability)
@@ -63,7 +136,7 @@ def test_before_is_the_plain_backbone_and_evidence_is_what_steering_changed(each
 
     look = each.look("sample:cat", "a teapot")
     with torch.no_grad():
-        plain = each.model.backbone(each.pixels(look.picture))[0]
+        plain = each.network.model.backbone(each.network.pixels(look.picture))[0]
     torch.testing.assert_close(look.before, plain)
     change = support(look.after, look.goal) - support(look.before, look.goal)
     assert look.evidence == pytest.approx(change.item(), abs=1e-4)
@@ -82,7 +155,7 @@ def test_looking_for_many_is_looking_one_by_one(each):
 
 def test_many_queries_share_one_first_pass(each, monkeypatch):
     calls = {"stem": 0, "first": 0}
-    stem, step = each.model.stem, each.model.step
+    stem, step = each.network.model.stem, each.network.model.step
 
     def counted_stem(images):
         calls["stem"] += 1
@@ -92,8 +165,8 @@ def test_many_queries_share_one_first_pass(each, monkeypatch):
         calls["first"] += state is None
         return step(values, state, steer)
 
-    monkeypatch.setattr(each.model, "stem", counted_stem)
-    monkeypatch.setattr(each.model, "step", counted_step)
+    monkeypatch.setattr(each.network.model, "stem", counted_stem)
+    monkeypatch.setattr(each.network.model, "step", counted_step)
     each.look_many("sample:cat", ["a cat", "a teapot", "a lemon"])
     assert calls == {"stem": 1, "first": 1}
 
@@ -143,13 +216,13 @@ def test_a_look_leaves_no_trace(each):
     state = torch.get_rng_state()
     each.look("sample:cat", "an umbrella never asked for before")
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None for parameter in each.model.parameters())
-    assert not each.model.training
+    assert all(parameter.grad is None for parameter in each.network.model.parameters())
+    assert not each.network.model.training
 
 
 @pytest.mark.parametrize("passes", [1, 0, -3])
 def test_too_few_passes_are_refused(each, passes):
-    with pytest.raises(ValueError, match=f"passes: got {passes}, expected at least 2"):
+    with pytest.raises(ValueError, match=f"passes: got {passes}, expected a whole number from 2"):
         each.look("sample:cat", "a cat", passes=passes)
 
 
@@ -163,7 +236,7 @@ def test_a_query_that_cannot_be_understood_is_refused(each, query):
 
 @pytest.mark.parametrize("queries", [[], "a cat"])
 def test_no_queries_and_a_bare_string_of_them_are_refused(each, queries):
-    with pytest.raises(QueryError, match="expected a list of queries"):
+    with pytest.raises(QueryError, match="expected a list of at least one query"):
         each.look_many("sample:cat", queries)
 
 
@@ -177,7 +250,7 @@ def test_a_copied_folder_gives_the_same_looks(toy, copy):
 @pytest.mark.parametrize("name", ["nonsense", "", "lrm_mini/text"])
 def test_an_unknown_model_is_refused_with_the_choices(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"nor one of {', '.join(model_names())}"):
+    with pytest.raises(ValueError, match=f"or one of {', '.join(model_names())}"):
         Steerer.load(name)
 
 
@@ -228,8 +301,8 @@ def test_a_verdict_is_given_only_for_the_ways_of_making_goals_that_were_calibrat
 
 
 def test_an_images_goal_is_what_the_last_unsteered_pass_says_of_it(toy):
-    inputs = toy.pixels(open_image("sample:cat"))
-    expected = toy.model.rollout(inputs, toy.defaults.passes)[-1][0]
+    inputs = toy.network.pixels(open_image("sample:cat"))
+    expected = toy.network.model.rollout(inputs, toy.network.defaults.passes)[-1][0]
     torch.testing.assert_close(toy.image_goal("sample:cat").vector, expected)
 
 
@@ -263,9 +336,7 @@ def test_language_is_loaded_once_by_many_threads(toy):
         calls.append(1)
         return toy.language
 
-    fresh = Steerer(
-        toy.model, toy.card, toy.preprocessing, language, {}, toy.defaults, toy.device, prototypes=lambda: None
-    )
+    fresh = Steerer(toy.network, language, {}, prototypes=lambda: None)
 
     def ask():
         barrier.wait()
@@ -280,10 +351,10 @@ def test_language_is_loaded_once_by_many_threads(toy):
 
 
 def test_another_network_is_steered_by_the_same_words_without_a_verdict(toy):
-    model = deepcopy(toy.model)
+    model = deepcopy(toy.network.model)
     torch.nn.init.zeros_(model.backbone.fc.weight)
-    other = toy.with_model(model)
-    assert torch.equal(other.goal("a cat"), toy.goal("a cat"))
+    other = toy.with_network(toy.network.with_model(model))
+    assert torch.equal(other.goal("a cat").vector, toy.goal("a cat").vector)
     assert torch.equal(other.prototype_goal("cat").vector, toy.prototype_goal("cat").vector)
     look = other.look("sample:cat", "a cat")
     assert (look.verdict, look.probability, look.model) == (None, None, "toy")
@@ -292,19 +363,20 @@ def test_another_network_is_steered_by_the_same_words_without_a_verdict(toy):
 
 
 def test_what_steers_takes_the_defaults_unless_told_otherwise(toy):
-    goals = torch.randn(2, 6)
-    steer, passes = toy.steering(goals)
-    assert (steer.source, steer.strength, steer.mix, passes) == ("fc", 1.0, 1.0, 3)
+    network, goals = toy.network, torch.randn(2, 6)
+    glance = network.glance(network.pixels(open_image("sample:cat"))).expand(2)
+    state, steer = network.before_last(glance, goals)
+    assert (steer.source, steer.strength, steer.mix, state.num_passes) == ("fc", 1.0, 1.0, 2)
     assert steer.target is goals
-    steer, passes = toy.steering(goals, (0.5, 0.0), 5)
-    assert (steer.strength, passes) == ((0.5, 0.0), 5)
-    with pytest.raises(ValueError, match="passes: got 1, expected at least 2"):
-        toy.steering(goals, None, 1)
+    state, steer = network.before_last(glance, goals, strength=(0.5, 0.0), passes=5)
+    assert (steer.strength, state.num_passes) == ((0.5, 0.0), 4)
+    with pytest.raises(ValueError, match="passes: got 1, expected a whole number from 2"):
+        network.before_last(glance, goals, passes=1)
 
 
 def test_a_goal_of_another_width_is_refused(toy):
     goal = Goal("zebra", torch.zeros(7), "image")
-    with pytest.raises(ValueError, match=r"goal 'zebra': expected shape \(6,\) for toy, got \(7,\)"):
+    with pytest.raises(ValueError, match=r"goal 'zebra': got shape \(7,\), expected \(6,\) for toy"):
         toy.look("sample:cat", goal)
 
 
@@ -315,7 +387,7 @@ def test_a_model_without_a_trained_prior_speaks_by_its_class_names(copy, toy_fol
     look = bare.look("sample:cat", "a teapot")
     assert look.prior == named.look("sample:cat", "a teapot").prior == "class-names"
     assert look.ranking("goal", 1)[0][0] == "teapot"
-    assert torch.equal(look.goal, named.goal("a teapot"))
+    assert torch.equal(look.goal, named.goal("a teapot").vector)
     with pytest.raises(ValueError, match=r"has no prior 'diffusion'; choices: class-names"):
         Steerer.load(copy, prior="diffusion")
     back = Steerer.load(copy, prior=str(toy_folder / "prior.safetensors"), device="cpu")
@@ -326,14 +398,15 @@ def test_a_model_without_a_trained_prior_speaks_by_its_class_names(copy, toy_fol
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_does_not_exist_is_refused(toy_folder, device):
-    with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
+    with pytest.raises(ValueError, match=f"device: got '{device}', which cannot be used here; choices: cpu"):
         Steerer.load(toy_folder, device=device)
 
 
 def test_the_embedded_model_names_its_200_classes_and_knows_their_words(steerer):
     assert len(set(steerer.class_names)) == 200
     names = ("teapot", "lemon", "school bus", "goldfish", "umbrella")
-    best = [steerer.class_names[index] for index in steerer.goals([f"a {name}" for name in names]).argmax(1).tolist()]
+    goals = steerer.goals([f"a {name}" for name in names])
+    best = [steerer.class_names[int(goal.vector.argmax())] for goal in goals]
     assert best == list(names)
 
 

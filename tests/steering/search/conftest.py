@@ -9,7 +9,7 @@ from PIL import Image
 
 from steering import Gallery, Steerer
 from steering.images import open_image
-from steering.search.indexing import Report
+from steering.search.report import Report
 
 Photos = Callable[..., list[Path]]
 

@@ -14,11 +14,11 @@ from PIL import Image
 from steering.images import open_image
 from steering.search import decode
 from steering.search.decode import Decoded, Same, Task, difference_hash, pixels_of, read, read_all
-from steering.search.files import Found, Unreadable
+from steering.search.files import Entry, Unreadable
 
 
 def task(path: Path, *known: str) -> Task:
-    return Task(Found(str(path), path.stat().st_size, 1, str(path)), frozenset(known))
+    return Task(Entry(str(path), path.stat().st_size, 1, str(path)), frozenset(known))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_an_image_is_hashed_and_shrunk_as_the_steerer_does_it(photos: list[Path]
     assert isinstance(seen, Decoded)
     assert seen.sha256 == hashlib.sha256(photos[0].read_bytes()).hexdigest()
     assert (seen.width, seen.height, seen.size) == (90, 60, photos[0].stat().st_size)
-    np.testing.assert_array_equal(toy.as_input(seen.pixels[None]), toy.pixels(open_image(photos[0])))
+    np.testing.assert_array_equal(toy.network.as_input(seen.pixels[None]), toy.network.pixels(open_image(photos[0])))
     np.testing.assert_array_equal(pixels_of(str(photos[0]), 32), seen.pixels)
 
 
@@ -47,7 +47,7 @@ def test_content_that_is_known_is_not_decoded(photos: list[Path]):
 def test_bytes_pictures_and_arrays_are_read_too(photos: list[Path]):
     picture = Image.open(photos[0])
     array = np.asarray(picture)
-    seen = [read(Task(Found("x", 0, 0, c)), 32) for c in (photos[0].read_bytes(), picture, array)]
+    seen = [read(Task(Entry("x", 0, 0, c)), 32) for c in (photos[0].read_bytes(), picture, array)]
     for item in seen:
         assert isinstance(item, Decoded)
         np.testing.assert_array_equal(item.pixels, seen[0].pixels)
@@ -69,8 +69,8 @@ def test_workers_end_with_a_process_that_was_killed(photos: list[Path]):
     code = """
 import sys
 from steering.search.decode import Task, read_all
-from steering.search.files import Found
-results = read_all((Task(Found(sys.argv[1], 0, 1, sys.argv[1])) for _ in range(10**6)), 32, 2)
+from steering.search.files import Entry
+results = read_all((Task(Entry(sys.argv[1], 0, 1, sys.argv[1])) for _ in range(10**6)), 32, 2)
 next(results)
 print("ready", flush=True)
 for _ in results:
@@ -95,7 +95,7 @@ class Deadly:
 
 def test_a_worker_that_dies_costs_the_image_that_killed_it_and_no_other(photos: list[Path]):
     tasks = [task(path) for path in photos]
-    tasks.insert(2, Task(Found("deadly", 0, 0, Deadly())))
+    tasks.insert(2, Task(Entry("deadly", 0, 0, Deadly())))
     tasks += [task(path) for path in photos * 8]
     seen = list(read_all(tasks, 32, 2))
     assert len(seen) == len(tasks)

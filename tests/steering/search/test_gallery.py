@@ -1,8 +1,11 @@
 """Search: candidates by the first pass, looked at, ranked, judged; and everything that reads a gallery."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ import torch
 from PIL import Image
 
 from steering import Gallery, GalleryError, ImageError, QueryError, Steerer
+from steering.algebra import combine_goals
 from steering.goals import Goal
 from steering.images import open_image
-from steering.search.gallery import direction
+from steering.search.hits import direction
 from steering.search.odds import corrected, frequency
 
 
@@ -84,10 +88,64 @@ def test_a_threshold_drops_hits_and_wrong_settings_are_told(filled: Gallery):
     for wrong in ({"top": 0}, {"rerank": -1}, {"threshold": 1.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             filled.search("a cat", **wrong)
-    with pytest.raises(QueryError, match=r"expected shape \(6,\) for toy, got \(3,\)"):
+    with pytest.raises(QueryError, match=r"goal 'mine': got shape \(3,\), expected \(6,\) for toy"):
         filled.search(Goal("mine", torch.zeros(3), "image"))
     with pytest.raises(QueryError):
         filled.search("   ")
+
+
+WRONG = """
+import sys
+import numpy as np
+import torch
+from steering import Gallery, Steerer
+from steering.search.engine import local_engine
+toy = Steerer.load(sys.argv[1], device="cpu")
+gallery = Gallery.open(sys.argv[2], toy, create=False)
+hit = gallery.search("a cat")[0]
+numbers = (float("nan"), 2.5, True, -1, "3", 10**30)
+settings = ("top", "rerank", "passes", "seed")
+calls = [(n, value, lambda v, n=n: gallery.search("a cat", **{n: v})) for n in settings for value in numbers]
+calls += [("page", value, lambda v: gallery.stream("a cat", page=v)) for value in numbers]
+calls += [("workers", value, lambda v: gallery.add([], workers=v)) for value in numbers]
+calls += [("batch", value, lambda v: local_engine(toy.network, 0, v)) for value in numbers]
+calls += [("threshold", value, lambda v: gallery.search("a cat", threshold=v)) for value in (*numbers, float("inf"))]
+calls += [("where", value, lambda v: gallery.search("a cat", where=v)) for value in (3, b"width > 1", "", ["width"])]
+for value in (torch.zeros(6), None, ["a cat"], 3, b"a cat", np.zeros(6)):
+    for ask in (gallery.search, gallery.stream, gallery.goal, lambda v: gallery.look(hit, v)):
+        calls.append(("query", value, ask))
+fine = {("top", 10**30), ("rerank", 10**30), ("page", 10**30)}  # as many as there are
+for name, value, call in calls:
+    try:
+        call(value)
+    except ValueError as error:
+        print(type(error).__name__, str(error).startswith(f"{name}: got "), len(str(error).splitlines()), flush=True)
+    else:
+        assert isinstance(value, int) and (name, value) in fine, (name, value)
+        print("fine")
+"""
+
+
+def test_numbers_and_queries_of_other_kinds_are_refused_in_one_line(filled: Gallery, toy_folder: Path):
+    command = [sys.executable, "-c", WRONG, str(toy_folder), filled.store.uri]  # without the checks of types in tests
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines.count("fine") == 3
+    assert lines.count("QueryError True 1") == 24
+    assert lines.count("GalleryError True 1") == 4
+    assert lines.count("ValueError True 1") == len(lines) - 31 == 46
+
+
+def test_a_goal_of_another_width_is_refused_everywhere(filled: Gallery):
+    hit, goal = filled.search("a cat")[0], Goal("mine", torch.zeros(3), "image")
+    for ask in (filled.search, filled.stream, filled.goal, lambda query: filled.look(hit, query)):
+        with pytest.raises(QueryError, match=r"goal 'mine': got shape \(3,\), expected \(6,\) for toy"):
+            ask(goal)
+
+
+def test_what_to_keep_is_one_of_three(tmp_path: Path, toy_folder: Path, toy: Steerer):
+    keep: Any = "pixel"
+    with pytest.raises((ValueError, TypeError), match="keep"):
+        Gallery.open(tmp_path / "new", toy, keep=keep)
 
 
 def test_images_and_terms_are_queries_too(filled: Gallery, toy: Steerer):
@@ -162,11 +220,11 @@ def test_an_image_that_changes_is_another_query(filled: Gallery, tmp_path: Path)
 
 
 def test_goals_of_goals_have_an_answer(filled: Gallery, toy: Steerer):
-    inner = toy.understand("a cat - a teapot")
-    hits = filled.search(toy.combine([(1.0, inner), (1.0, toy.understand("a lemon"))], "both"))
+    inner = toy.goal("a cat - a teapot")
+    hits = filled.search(combine_goals([(1.0, inner), (1.0, toy.goal("a lemon"))], "both"))
     assert hits[0].verdict is not None
     with pytest.raises(ValueError, match="page: got 0"):
-        next(filled.stream("a cat", page=0))
+        filled.stream("a cat", page=0)
 
 
 def test_without_a_look_nothing_is_judged(filled: Gallery, toy: Steerer):
@@ -189,12 +247,12 @@ def test_flat_images_of_one_colour_are_duplicates_whatever_else_is_flat(gallery:
 
 def test_palettes_count_as_content():
     from steering.search.decode import Decoded, Task, read
-    from steering.search.files import Found
+    from steering.search.files import Entry
 
     pictures = [
         Image.new("RGB", (8, 8), colour).convert("P", palette=Image.Palette.ADAPTIVE) for colour in ("red", "blue")
     ]
-    seen = [read(Task(Found("x", 0, 0, picture)), 8) for picture in pictures]
+    seen = [read(Task(Entry("x", 0, 0, picture)), 8) for picture in pictures]
     assert all(isinstance(item, Decoded) for item in seen)
     assert seen[0].sha256 != seen[1].sha256
 
@@ -246,14 +304,14 @@ def test_a_stored_first_pass_is_taken_instead_of_pixels(
 
 def test_what_is_kept_is_settled_when_a_gallery_is_made(filled: Gallery, toy: Steerer):
     assert len(Gallery.open(filled.store.uri, toy, keep="pixels")) == 12
-    with pytest.raises(GalleryError, match="keeps pixels of each image"):
+    with pytest.raises(GalleryError, match=r"keep: got .first-pass., but .* keeps pixels of each image"):
         Gallery.open(filled.store.uri, toy, keep="first-pass")
 
 
 def test_vectors_are_those_of_the_first_pass(filled: Gallery, toy: Steerer):
     ((names, outputs, evidence),) = filled.vectors()
     assert len(names) == len(outputs) == len(evidence) == 12
-    glance = toy.glance(toy.pixels(open_image(names[3])))
+    glance = toy.network.glance(toy.network.pixels(open_image(names[3])))
     np.testing.assert_allclose(outputs[3], glance.output[0], rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(evidence[3], glance.places[0], atol=2e-3)
     np.testing.assert_allclose(evidence.sum(1), 1, atol=5e-3)

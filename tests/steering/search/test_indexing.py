@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steering import Gallery, GalleryError, ImageError, Steerer
+from steering import Gallery, GalleryError, ImageError, Network, Steerer
 from steering.errors import UnavailableError
 from steering.images import open_image
-from steering.search import decode, indexing, store
-from steering.search.indexing import local_engine
+from steering.search import decode, indexing, table
+from steering.search.engine import local_engine
 
 
 def test_a_row_holds_what_the_first_pass_saw(gallery: Gallery, toy: Steerer, photos, contents, counts):
@@ -25,7 +25,7 @@ def test_a_row_holds_what_the_first_pass_saw(gallery: Gallery, toy: Steerer, pho
     rows = contents(gallery)
     assert sorted(rows) == [str(path) for path in paths]
     row = rows[str(paths[1])]
-    glance = toy.glance(toy.pixels(open_image(paths[1])))
+    glance = toy.network.glance(toy.network.pixels(open_image(paths[1])))
     np.testing.assert_allclose(row["output"], glance.output[0], rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(row["evidence"], glance.places[0].sqrt(), atol=1e-3)
     assert np.linalg.norm(row["evidence"]) == pytest.approx(1, abs=2e-3)
@@ -135,7 +135,7 @@ def test_bad_files_are_skipped_listed_not_read_again_and_taken_when_mended(
     assert gallery.skipped() == report.skipped
     again = gallery.add(good.parent, workers=0)
     assert again.skipped[str(bad)].startswith("is not an image")
-    assert again.skipped[str(bad)].endswith("(as before; --retry reads it again)")
+    assert again.skipped[str(bad)].endswith("(as before; retry=True reads it again)")
     assert "is not an image" in gallery.add(good.parent, workers=0, retry=True).skipped[str(bad)]
     show(bad)
     assert counts(gallery.add(good.parent, workers=0)) == {"new": 1, "unchanged": 1}
@@ -234,7 +234,7 @@ def test_things_that_are_no_images_are_skipped_whatever_they_are(gallery: Galler
     later.unlink()
     report = gallery.add(source, workers=0)
     assert (report.new, len(report.skipped)) == (1, 2)
-    with pytest.raises(ValueError, match="got several: index each of train, test"):
+    with pytest.raises(ValueError, match="source: got several data sets, expected one: add each of train, test"):
         gallery.add({"train": data, "test": data})
 
 
@@ -293,7 +293,7 @@ def test_an_interruption_keeps_what_was_done(gallery: Gallery, photos, toy: Stee
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gallery.add(folder, engine=local_engine(toy, 0, batch=2), progress=stop)
+        gallery.add(folder, engine=local_engine(toy.network, 0, batch=2), progress=stop)
     assert len(gallery) == 5
     assert counts(gallery.add(folder, workers=0)) == {"new": 3, "unchanged": 5}
 
@@ -303,7 +303,7 @@ import sys, time
 from steering import Gallery, Steerer
 from steering.search import indexing
 indexing.COMMIT_ROWS = 4
-from steering.search.indexing import local_engine
+from steering.search.engine import local_engine
 toy = Steerer.load(sys.argv[1], device="cpu")
 gallery = Gallery.open(sys.argv[2], toy)
 def tell(results, count, report):
@@ -311,7 +311,7 @@ def tell(results, count, report):
         yield item
         print("one", flush=True)
         time.sleep(0.02)  # so that a kill meets it at work
-gallery.add(sys.argv[3], engine=local_engine(toy, 0, batch=4), progress=tell)
+gallery.add(sys.argv[3], engine=local_engine(toy.network, 0, batch=4), progress=tell)
 """
 
 
@@ -335,7 +335,7 @@ def test_a_killed_index_goes_on_and_ends_as_if_it_had_not_been_killed(
         assert process.returncode == -signal.SIGKILL
     killed, whole = (Gallery.open(tmp_path / name, toy) for name in ("killed", "whole"))
     assert len(killed) > 0
-    engine = local_engine(toy, 0, batch=4)
+    engine = local_engine(toy.network, 0, batch=4)
     report = killed.add(folder, engine=engine)
     assert report.unchanged > 0
     whole.add(folder, engine=engine)
@@ -374,23 +374,24 @@ def test_old_versions_are_dropped_and_fragments_joined(gallery: Gallery, photos,
     from datetime import timedelta
 
     monkeypatch.setattr(indexing, "COMMIT_ROWS", 2)
-    monkeypatch.setattr(store, "KEEP_VERSIONS", timedelta(0))
+    monkeypatch.setattr(table, "KEEP_VERSIONS", timedelta(0))
     gallery.add(photos(20)[0].parent, workers=0)
-    table = gallery.store.images.now()
-    assert len(table.get_fragments()) == 1
-    assert len(table.versions()) == 1
+    newest = gallery.store.images.now()
+    assert len(newest.get_fragments()) == 1
+    assert len(newest.versions()) == 1
 
 
 def test_a_gallery_of_another_network_is_refused(gallery: Gallery, tmp_path: Path, toy: Steerer, photos):
     gallery.add(photos(1), workers=0)
-    other = toy.with_model(toy.model)
-    other.card = {**toy.card, "sha256": "0123456789", "name": "other"}
+    seen = toy.network
+    card = {**seen.card, "sha256": "0123456789", "name": "other"}
+    other = toy.with_network(Network(seen.model, card, seen.preprocessing, seen.defaults, seen.device))
     with pytest.raises(GalleryError, match=r"was made with toy \(.{8}\), not with other \(01234567\)"):
         Gallery.open(gallery.store.uri, other)
 
 
 def test_what_is_no_gallery_is_told(tmp_path: Path, toy: Steerer):
-    with pytest.raises(GalleryError, match="no gallery there; `steer index FOLDER"):
+    with pytest.raises(GalleryError, match="no gallery there; index images into it first"):
         Gallery.open(tmp_path / "none", toy, create=False)
     (tmp_path / "file").write_text("x")
     with pytest.raises(GalleryError, match="cannot be"):
@@ -434,3 +435,138 @@ def test_several_processes_make_one_gallery(tmp_path: Path, toy_folder: Path, to
         process.communicate()
         assert process.returncode == 0
     assert len(contents(Gallery.open(tmp_path / "gallery", toy))) == 9
+
+
+CAFE = b"caf\xe9.png"
+
+
+@pytest.fixture(params=[b"photos", b"\xe9t\xe9"])
+def odd_folder(request: pytest.FixtureRequest, tmp_path: Path, photos) -> bytes:
+    """A folder of two images, one of a name that is not UTF-8; the folder's own name may not be, either."""
+    folder = os.fsencode(tmp_path) + b"/all/" + request.param
+    os.makedirs(folder)
+    for path, name in zip(photos(2, folder="made"), (b"plain.png", CAFE), strict=True):
+        shutil.move(path, os.path.join(folder, name))
+    return folder
+
+
+def test_files_whose_names_are_no_text_are_found_deleted_and_renamed(gallery: Gallery, odd_folder: bytes, counts):
+    file = os.path.join(odd_folder, CAFE)
+    assert counts(gallery.add(os.fsdecode(odd_folder), workers=0)) == {"new": 2}
+    assert counts(gallery.add(os.fsdecode(odd_folder), workers=0)) == {"unchanged": 2}
+    moved = os.path.join(odd_folder, b"\xff.png")
+    os.rename(file, moved)
+    assert counts(gallery.add(os.fsdecode(odd_folder), workers=0)) == {"renamed": 1, "unchanged": 1}
+    assert os.fsdecode(moved) in {row["path"] for row in gallery.images()}
+    os.remove(moved)
+    assert counts(gallery.add(os.fsdecode(odd_folder), workers=0)) == {"deleted": 1, "unchanged": 1}
+    assert [row["path"] for row in gallery.images()] == [os.path.join(os.fsdecode(odd_folder), "plain.png")]
+
+
+def test_a_folder_of_any_name_is_kept_when_empty_and_pruned_when_told(gallery: Gallery, odd_folder: bytes, counts):
+    folder = os.fsdecode(odd_folder)
+    gallery.add(folder, workers=0)
+    for name in os.listdir(odd_folder):
+        os.remove(os.path.join(odd_folder, name))
+    report = gallery.add(folder, workers=0)
+    assert report.kept == {folder: 2}
+    os.rmdir(odd_folder)
+    assert counts(gallery.add(folder, workers=0, prune=True)) == {"deleted": 2}
+
+
+def test_a_folder_of_any_name_that_is_renamed_keeps_its_rows(gallery: Gallery, odd_folder: bytes, counts):
+    above = os.path.dirname(odd_folder)
+    gallery.add(os.fsdecode(above), workers=0)
+    os.rename(odd_folder, os.path.join(above, b"\xfcber"))
+    assert counts(gallery.add(os.fsdecode(above), workers=0)) == {"renamed": 2}
+    assert {os.path.dirname(row["path"]) for row in gallery.images()} == {os.fsdecode(above) + "/\udcfcber"}
+
+
+def test_a_folder_of_any_name_that_cannot_be_listed_keeps_its_images(
+    gallery: Gallery, odd_folder: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    above, listed = os.path.dirname(odd_folder), os.scandir
+    gallery.add(os.fsdecode(above), workers=0)
+
+    def scandir(path):
+        if os.fsencode(path) == odd_folder:
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    report = gallery.add(os.fsdecode(above), workers=0, prune=True)
+    assert report.unlisted == {os.fsdecode(odd_folder): "folder cannot be listed (Permission denied)"}
+    assert len(gallery) == 2
+
+
+def test_paths_come_out_wherever_a_gallery_names_images(gallery: Gallery, odd_folder: bytes, photos):
+    file = os.fsdecode(os.path.join(odd_folder, CAFE))
+    copy, bad = (os.fsdecode(os.path.join(odd_folder, name)) for name in (b"copy\xe9.png", b"bad\xe9.png"))
+    shutil.copy(file, copy)
+    Path(bad).write_bytes(b"no image")
+    report = gallery.add(os.fsdecode(odd_folder), workers=0)
+    assert list(report.skipped) == list(gallery.skipped()) == [bad]
+    assert report.as_dict()["skipped"][0]["path"] == bad
+    assert gallery.duplicates() == gallery.duplicates(near=True)[:1] == [[file, copy]]
+    ((paths, _, _),) = gallery.vectors()
+    assert set(paths) == {row["path"] for row in gallery.images()} == {hit.path for hit in gallery.search("a cat")}
+    assert {hit.path for hit in gallery.stream("a cat")} == set(paths)
+    assert len(list(gallery.images(f"path LIKE '{os.fsdecode(odd_folder)}/%'"))) == 3
+    assert [row["path"] for row in gallery.images(f"path = '{file}'")] == [file]
+    assert gallery.look(gallery.search("a cat", where=f"path = '{file}'")[0], "a cat").image == file
+
+
+def test_of_a_name_that_comes_twice_the_last_image_counts(gallery: Gallery, contents, counts):
+    one, other = (open_image(name).resize((50, 40)) for name in ("sample:cat", "sample:coffee"))
+    assert counts(gallery.add([("a", one), ("b", one), ("a", other)], workers=0)) == {"new": 2}
+    assert len(gallery) == 2
+    rows = contents(gallery)
+    assert rows["a"]["sha256"] != rows["b"]["sha256"]
+    assert counts(gallery.add([("a", other), ("b", other), ("b", one)], workers=0)) == {"unchanged": 2}
+    assert contents(gallery) == rows
+    assert counts(gallery.add([("a", other), ("a", one), ("a", one)], workers=0)) == {"changed": 1}
+    assert contents(gallery)["a"]["sha256"] == rows["b"]["sha256"]
+
+
+def test_of_a_name_that_comes_twice_only_the_last_image_is_skipped_or_indexed(gallery: Gallery, counts):
+    picture = open_image("sample:cat").resize((50, 40))
+    report = gallery.add((pair for pair in [("a", picture), ("b", b"no image"), ("b", picture), ("a", b"")]), workers=0)
+    assert counts(report) == {"new": 1, "skipped": 1}
+    assert list(report.skipped) == list(gallery.skipped()) == ["a"]
+    assert [row["path"] for row in gallery.images()] == ["b"]
+
+
+def test_a_file_that_is_named_twice_is_indexed_once(gallery: Gallery, photos, counts, monkeypatch: pytest.MonkeyPatch):
+    paths = photos(3)
+    report = gallery.add([paths[0], paths[0].parent, str(paths[1])], workers=0)
+    assert counts(report) == {"new": 3}
+    assert report.found == 3
+
+
+def test_a_gallery_whose_file_is_missing_is_told_by_every_operation(gallery: Gallery, photos, toy: Steerer):
+    folder = photos(4)[0].parent
+    (folder / "bad.png").write_bytes(b"no image")
+    gallery.add(folder, workers=0)
+    for data in (Path(gallery.store.uri) / "images.lance" / "data").iterdir():
+        data.unlink()
+    again = Gallery.open(gallery.store.uri, toy)
+    operations = [
+        lambda: again.add(folder, workers=0),
+        lambda: again.search("a cat"),
+        lambda: again.search("a cat", where="width > 1"),
+        lambda: list(again.stream("a cat")),
+        lambda: list(again.images()),
+        lambda: list(again.vectors("width > 1")),
+        lambda: again.duplicates(),
+    ]
+    for operation in operations:
+        with pytest.raises(
+            GalleryError, match=r"gallery is missing or damaged \(images\.lance/data/\w+\.lance\)"
+        ) as told:
+            operation()
+        assert ".rs:" not in str(told.value)
+        assert "\n" not in str(told.value)
+    for data in (Path(gallery.store.uri) / "skipped.lance" / "data").iterdir():
+        data.unlink()
+    with pytest.raises(GalleryError, match=r"gallery is missing or damaged \(skipped\.lance/data/"):
+        again.skipped()

@@ -88,5 +88,13 @@ def test_a_cluster_that_does_not_answer_is_told(toy_folder: Path, toy: Steerer):
 
     if ray.is_initialized():
         ray.shutdown()
-    with pytest.raises(ValueError, match=r"--address 127\.0\.0\.1:1: no Ray cluster answers there"):
+    with pytest.raises(ValueError, match=r"address: got '127\.0\.0\.1:1', but no Ray cluster answers there"):
         ray_engine._connect("127.0.0.1:1")
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": 10**9}, {"gpus": -1.0}, {"gpus": float("nan")}])
+def test_numbers_of_a_cluster_are_checked_before_it_starts(wrong: dict):
+    from steering.search.ray_engine import ray_engine
+
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got"):
+        ray_engine(**wrong)

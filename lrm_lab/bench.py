@@ -1,0 +1,138 @@
+"""The bench that every part is measured on: it loads the model, the images and the scenes once, when first needed."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lrm_base.card import sha256_of
+from lrm_base.checks import seed as check_seed
+from lrm_base.checks import whole_number
+from lrm_base.data import image_tensors
+from lrm_core.model import LRM
+from lrm_core.trials import Triplets
+from lrm_lab.commands import Asked
+from lrm_lab.controls import find_controls, load_controls
+from lrm_lab.triplets import triplets_for
+from steering.loading import find_model
+from steering.steerer import Steerer
+
+NO_CONTROLS = (
+    "no trained controls of {model} were found, so nothing is compared with them. They are not part of the installed "
+    "package; a checkout of the project has those of lrm_mini. To use your own, train them with configs/control_*.yaml "
+    "and keep them with: python -m lrm_lab.controls --model FOLDER NAME=RUN"
+)
+
+
+class Bench:
+    """What parts are measured on.
+
+    Attributes:
+        asked: what was asked for.
+        steerer: the model that is measured. `network`: what it sees with.
+        scenes: number of scenes of each kind.
+        draw: whether pictures that need the images are drawn while a part is measured.
+        pictures: the pictures that were drawn so, by the name of the part.
+    """
+
+    def __init__(self, asked: Asked, *, draw: bool = False) -> None:
+        """Load the model. Raises ValueError if there is no such model, or if a number is out of range."""
+        check_seed(asked.seed)
+        for name in ("scenes", "images"):
+            if getattr(asked, name) is not None:
+                whole_number(name, getattr(asked, name), 1)
+        self.asked, self.draw = asked, draw
+        self.steerer = Steerer.load(asked.model, prior=asked.prior, device=asked.device)
+        self.network = self.steerer.network
+        self.scenes = asked.scenes or (60 if asked.quick else 1000)
+        self.pictures: dict[str, dict[str, Figure]] = {}
+
+    @cached_property
+    def by_name(self) -> Steerer | None:
+        """The same model, whose prior is `class-names`. None if a prior was asked for."""
+        asked = self.asked
+        return None if asked.prior else Steerer.load(asked.model, prior="class-names", device=asked.device)
+
+    @cached_property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Validation images (n, 3, s, s), pixels in 0–1, and their classes (n,)."""
+        network = self.network
+        return image_tensors(self.asked.source, "valid", network.preprocessing.size, classes=network.card["classes"])
+
+    @cached_property
+    def single_images(self) -> tuple[Tensor, Tensor]:
+        """The images that are looked at alone. They are evenly spaced, since a folder lists class by class."""
+        pixels, labels = self.images
+        count = min(self.asked.images or (500 if self.asked.quick else len(labels)), len(labels))
+        rows = torch.arange(count) * len(labels) // count
+        return pixels[rows], labels[rows]
+
+    @cached_property
+    def triplets(self) -> list[Triplets]:
+        """Which images make the scenes."""
+        asked, classes = self.asked, len(self.network.class_names)
+        return triplets_for(self.images[1], classes, count=self.scenes, seed=asked.seed, path=asked.triplets)
+
+    @cached_property
+    def controls(self) -> dict[str, LRM]:
+        """The trained controls of the model. Where there are none, one line on stderr says so."""
+        controls = {} if self.folder is None else load_controls(self.folder, self.network.device)
+        if not controls:
+            print(NO_CONTROLS.format(model=self.network.card["name"]), file=sys.stderr)
+        return controls
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The model's folder. Published models have none."""
+        try:
+            return find_model(self.asked.model)
+        except ValueError:
+            return None
+
+    def header(self, *, sees_images: bool = True) -> dict[str, Any]:
+        """What decides the numbers.
+
+        Args:
+            sees_images: whether the labelled images are measured, so that they decide too.
+        """
+        asked, network = self.asked, self.network
+        header = {
+            "model": network.card["name"],
+            "backbone_sha256": network.card["sha256"],
+            "prior": self.steerer.language.prior.source,
+            "seed": asked.seed,
+            "quick": asked.quick,
+            "strength": network.defaults.strength,
+            "passes": network.defaults.passes,
+            "parts_sha256": self._parts(),
+        }
+        if not sees_images:
+            return header
+        return {
+            **header,
+            "source": Path(asked.source).name,
+            "scenes": self.scenes,
+            "images": asked.images,
+            "triplets": None if asked.triplets is None else _short_hash(Path(asked.triplets)),
+        }
+
+    def controls_header(self) -> dict[str, Any]:
+        """What decides the numbers of the parts that controls appear in."""
+        paths = {} if self.folder is None else find_controls(self.folder)
+        return {"controls_sha256": {name: _short_hash(path) for name, path in paths.items()}}
+
+    def _parts(self) -> dict[str, str]:
+        """Hashes of the prior and the verdicts in the model's folder, as far as they are there."""
+        paths = [] if self.folder is None else [self.folder / "prior.safetensors", self.folder / "verdict.json"]
+        return {path.stem: _short_hash(path) for path in paths if path.is_file()}
+
+
+def _short_hash(path: Path) -> str:
+    """The start of a file's SHA-256."""
+    return sha256_of(path)[:12]

@@ -1,0 +1,204 @@
+"""The composite-image challenge: does looking for something find it, and only it?
+
+Each scene is looked at for a goal that is there and for one that is not. (The challenge of Konkle & Alvarez 2023 had
+blends; here are more kinds of scene.) Controls know the goal too, but lack long-range multiplicative feedback; see
+`composite_controls`. Steering is worth its cost where it finds more present goals at the same rate of absent ones.
+
+Unusual: a constant, in nats, is added to the goal's logit on both sides, and it is swept. Otherwise a network would win
+by saying yes more often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics.functional.classification import binary_calibration_error
+from tqdm import tqdm
+
+from lrm_core.model import LRM
+from lrm_core.trials import Trials, Triplets, build, top1
+from lrm_lab.composite_controls import positive_gain, run_controls
+from lrm_lab.goals import GoalSets, verdict_of
+from lrm_lab.statistics import CONSTANTS, against_controls, auroc, auroc_difference, mean_interval, resampling
+from lrm_lab.trials import constant_top_one, run_both, steering_top_one
+from steering.evidence import UNSTEERED, features, support
+from steering.network import Network
+from steering.rollouts import Unsteered, run_unsteered
+from steering.steerer import Steerer
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+PAIRS = ((0.5, 1.0), (1.0, 0.5), (0.0, 1.0), (1.0, 0.0), (2.0, 1.0), (1.0, 2.0))  # negative, positive
+PASSES = (2, 3, 4, 5)
+
+
+def measure(
+    steerer: Steerer,
+    triplets: Sequence[Triplets],
+    pixels: Float[Tensor, "n 3 s s"],
+    labels: Tensor,
+    *,
+    by_name: Steerer | None = None,
+    controls: Mapping[str, LRM] | None = None,
+    sweep_scenes: int = 300,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything about the composites, for the JSON.
+
+    Args:
+        triplets: one group for each kind of scene.
+        pixels: labelled images, in 0–1.
+        by_name: the same model, whose prior is `class-names`, to compare its goals.
+        controls: trained controls; see `lrm_lab.controls`.
+        sweep_scenes: number of scenes of each kind for the sweeps.
+
+    Raises:
+        ValueError: the model has no calibrated verdict.
+    """
+    goals = GoalSets.of(steerer, by_name, seed)
+    trained = {name: steerer.network.with_model(model) for name, model in (controls or {}).items()}
+    kinds: dict[str, Any] = {}
+    pool: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group in tqdm(triplets, desc="composites", disable=None):
+        trials = build(group, pixels, labels)
+        kinds[group.kind], scored = _measure_kind(steerer, trials, goals, trained)
+        few = build(group[:sweep_scenes], pixels, labels)
+        kinds[group.kind]["sweep"] = sweep(steerer.network, few, goals.by[steerer.language.prior.source])
+        if group.kind != "single":
+            pool.append(scored)
+    pooled = detection(*(torch.cat([scored[i] for scored in pool], -1) for i in range(3)))
+    defaults = steerer.network.defaults
+    return {"strength": defaults.strength, "passes": defaults.passes, "kinds": kinds, "pooled": pooled}
+
+
+def _measure_kind(
+    steerer: Steerer, trials: Trials, goals: GoalSets, trained: Mapping[str, Network]
+) -> tuple[dict[str, Any], tuple[Tensor, Tensor, Tensor]]:
+    weights = resampling(len(trials.present))
+    unsteered = run_unsteered(steerer.network, trials.scenes.pixels)
+    own = steerer.language.prior.source
+    afters = {name: run_both(steerer.network, trials, unsteered, table) for name, table in goals.by.items()}
+    none = (unsteered.last, unsteered.last)
+    result: dict[str, Any] = {
+        "scenes": len(trials.present),
+        "unsteered": rates(none, trials, weights),
+        "goals": {name: rates(pair, trials, weights) for name, pair in afters.items()},
+    }
+    result["steered"] = result["goals"][own]
+    j, without = result["steered"]["J"], result["unsteered"]["J"]
+    result["J_ratio"] = j / max(without, 1e-9)
+    steered = constant_top_one(*afters[own], trials, CONSTANTS)
+    controls = run_controls(steerer, trials, unsteered, goals.by[own], trained)
+    result["at_equal_absent"] = against_controls(steered, controls)
+    gained = [top1(output, trials.present).cpu().float() for output in (afters[own][0], unsteered.last)]
+    result["gain_interval"] = mean_interval(gained[0] - gained[1], weights)
+    scored = trial_scores(steerer, trials, unsteered, goals, afters[own])
+    return {**result, **detection(*scored)}, scored
+
+
+def rates(afters: tuple[Tensor, Tensor], trials: Trials, weights: Tensor) -> dict[str, Any]:
+    """How often a goal is top-1 or in the top five, when it is present and when it is absent, and J, their difference.
+
+    Scenes of two objects also tell how often both are the two best, in the outputs for the present goal.
+    """
+    present, absent = top1(afters[0], trials.present).cpu().float(), top1(afters[1], trials.absent).cpu().float()
+    five = (afters[0].topk(5).indices.cpu() == trials.present[:, None]).any(1).float()
+    entry: dict[str, Any] = {
+        "present": float(present.mean()),
+        "absent": float(absent.mean()),
+        "present_interval": mean_interval(present, weights),
+        "absent_interval": mean_interval(absent, weights),
+        "top5": float(five.mean()),
+        "J": float(present.mean() - absent.mean()),
+        "J_interval": mean_interval(present - absent, weights),
+    }
+    if trials.scenes.labels.shape[1] == 2:
+        best = afters[0].topk(2).indices.cpu().sort(1).values
+        both = (best == trials.scenes.labels.sort(1).values).all(1).float()
+        entry |= {"both_in_top2": float(both.mean()), "both_in_top2_interval": mean_interval(both, weights)}
+    return entry
+
+
+def trial_scores(
+    steerer: Steerer, trials: Trials, unsteered: Unsteered, goals: GoalSets, afters: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of every trial, present goals first.
+
+    Returns:
+        The verdict's probability (b,), five other scores (5, b), and the right answer (b,). The five are the goal's
+        logit after the first and after the last unsteered pass, its support before and after steering, and the
+        probability by a verdict that was fitted on the first pass alone. Where there is no such verdict, the support
+        before steering stands in for it.
+    """
+    verdict = verdict_of(steerer)
+    table = goals.by[steerer.language.prior.source]
+    unaided = steerer.verdicts.get(f"{steerer.language.prior.source}{UNSTEERED}")
+    probabilities, scores, outcomes = [], [], []
+    for is_present, classes, after in zip((1, 0), (trials.present, trials.absent), afters, strict=True):
+        first, places, familiarity = unsteered.first, unsteered.places, goals.familiarity[classes]
+        values = features(first, after, places, table[classes], familiarity)
+        probabilities.append(verdict.probability(values.cpu()))
+        index = classes[:, None].to(after.device)
+        plain = [output.gather(1, index)[:, 0] for output in (unsteered.first, unsteered.last)]
+        supports = [support(output, table[classes]) for output in (unsteered.first, after)]
+        rows = torch.stack([*plain, *supports]).cpu()
+        alone = features(first, first, places, table[classes], familiarity).cpu()
+        scores.append(torch.cat([rows, (rows[2] if unaided is None else unaided.probability(alone))[None]]))
+        outcomes.append(torch.full((len(classes),), is_present))
+    return torch.cat(probabilities), torch.cat(scores, 1), torch.cat(outcomes)
+
+
+def detection(probability: Float[Tensor, " b"], scores: Float[Tensor, "5 b"], outcome: Tensor) -> dict[str, Any]:
+    """How well present goals are told from absent ones (AUROC), and the verdict's calibration error over 15 bins.
+
+    Args:
+        probability, scores, outcome: as `trial_scores` returns them.
+    """
+    first, last = (auroc(row, outcome) for row in scores[:2])
+    best = scores[0] if first >= last else scores[1]
+    return {
+        "auroc_verdict": auroc(probability, outcome),
+        "auroc_unsteered_logit": auroc(best, outcome),
+        "auroc_unsteered_support": auroc(scores[2], outcome),
+        "auroc_steered_support": auroc(scores[3], outcome),
+        "auroc_unsteered_verdict": auroc(scores[4], outcome),
+        "auroc_steering_interval": auroc_difference(probability, scores[4], outcome),
+        "auroc_gain": auroc(probability, outcome) - auroc(best, outcome),
+        "auroc_gain_interval": auroc_difference(probability, best, outcome),
+        "calibration_error": float(binary_calibration_error(probability, outcome, n_bins=15)),
+    }
+
+
+def sweep(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> dict[str, Any]:
+    """Top-1 of present and absent goals over strengths, over pairs of gains (negative, positive), and over passes."""
+    unsteered = run_unsteered(network, trials.scenes.pixels)
+    over_strengths = steering_top_one(network, trials, unsteered, goals, STRENGTHS)
+    scale = positive_gain(network.defaults.strength)
+    pairs, passes = [], []
+    for negative, positive in PAIRS:
+        afters = run_both(network, trials, unsteered, goals, (negative * scale, positive * scale))
+        pairs.append(_shares(afters, trials))
+    for count in PASSES:
+        passes.append(_shares(run_both(network, trials, unsteered, goals, passes=count), trials))
+    present, absent = over_strengths.present.mean(0).tolist(), over_strengths.absent.mean(0).tolist()
+    return {
+        "scenes": len(trials.present),
+        "strength": _rows(STRENGTHS, present, absent),
+        "pairs": _rows([list(pair) for pair in PAIRS], *map(list, zip(*pairs, strict=True))),
+        "passes": _rows(PASSES, *map(list, zip(*passes, strict=True))),
+    }
+
+
+def _shares(afters: tuple[Tensor, Tensor], trials: Trials) -> tuple[float, float]:
+    """How often the goal is top-1 when present and when absent."""
+    present, absent = top1(afters[0], trials.present), top1(afters[1], trials.absent)
+    return float(present.float().mean()), float(absent.float().mean())
+
+
+def _rows(settings: Sequence[Any], present: Sequence[float], absent: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"setting": setting, "present": p, "absent": a} for setting, p, a in zip(settings, present, absent, strict=True)
+    ]

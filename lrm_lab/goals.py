@@ -1,0 +1,65 @@
+"""Goals of all classes at once, how familiar their words are, and the verdict that judges them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prior.captions import with_article
+from steering.evidence import Verdict
+from steering.rollouts import class_goals
+from steering.steerer import Steerer
+
+
+@dataclass(frozen=True)
+class GoalSets:
+    """Goals of every class.
+
+    Attributes:
+        by: who makes them → (m, m), row = class.
+        familiarity: (m,), of the words of each class.
+    """
+
+    by: Mapping[str, Tensor]
+    familiarity: Tensor
+
+    @classmethod
+    def of(cls, steerer: Steerer, by_name: Steerer | None, seed: int) -> GoalSets:
+        """Goals by the steerer's own prior, by class names, by mean outputs, and those of another class at random.
+
+        Args:
+            by_name: the same model, whose prior is `class-names`; None leaves these goals out.
+        """
+        own = class_goals(steerer)
+        goals = {steerer.language.prior.source: own}
+        if by_name is not None:
+            goals["class-names"] = class_goals(by_name)
+        with contextlib.suppress(ValueError):  # a model may have no prototypes
+            goals["prototype"] = torch.stack([steerer.prototype_goal(name).vector for name in steerer.class_names])
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)  # a cycle through all classes: never a class's own
+        goals["random"] = own[other]
+        return cls(goals, class_familiarity(steerer))
+
+
+def class_familiarity(steerer: Steerer) -> Float[Tensor, " m"]:
+    """How familiar the words of every class are."""
+    language = steerer.language
+    return language.familiarity(language.embed([with_article(name) for name in steerer.class_names]))
+
+
+def verdict_of(steerer: Steerer) -> Verdict:
+    """The verdict on goals by words. Raises ValueError where none was calibrated."""
+    verdict = steerer.verdict
+    if verdict is None:
+        raise ValueError(
+            f"model {steerer.network.card['name']} has no calibrated verdict for goals by "
+            f"{steerer.language.prior.source}; `python -m steering.calibrate` makes it"
+        )
+    return verdict

@@ -1,0 +1,58 @@
+"""A part of the laboratory: what is measured, and how it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lrm_lab.bench import Bench
+from lrm_lab.commands import Asked
+from lrm_lab.writing import Row, Section
+
+
+def _no_rows(measured: dict[str, Any]) -> list[Row]:
+    return []
+
+
+@dataclass(frozen=True)
+class Part:
+    """One question that is put to a model.
+
+    Attributes:
+        name: its key in the results.
+        command: `steer evaluate COMMAND` measures it, among others.
+        arguments: what its command needs, as it is told under the section.
+        measure: its numbers, as plain values for JSON.
+        sections: of its numbers, the texts of RESULTS.md and the page, each with its figures.
+        rows: of its numbers, its rows of the README's table.
+        needs: the field of `Asked` without which it is left out.
+        needs_verdict: whether it can be measured only where goals by words have a calibrated verdict.
+        has_controls: whether its numbers depend on the trained controls.
+        draws: whether it draws pictures while it is measured.
+    """
+
+    name: str
+    command: str
+    arguments: str
+    measure: Callable[[Bench], dict[str, Any]]
+    sections: Callable[[dict[str, Any]], list[Section]]
+    rows: Callable[[dict[str, Any]], list[Row]] = _no_rows
+    needs: str | None = None
+    needs_verdict: bool = False
+    has_controls: bool = False
+    draws: bool = False
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it is measured on the labelled images."""
+        return "--source" in self.arguments
+
+    @property
+    def is_in_table(self) -> bool:
+        """Whether the README's table has rows of it."""
+        return self.rows is not _no_rows
+
+    def is_possible(self, asked: Asked) -> bool:
+        """Whether what it needs was given."""
+        return self.needs is None or bool(getattr(asked, self.needs))

@@ -1,0 +1,160 @@
+"""Every part of the laboratory, in order. All else follows from this list: results, commands, table, RESULTS.md, page.
+
+Each part is two modules: `X.py` measures, and `X_report.py` tells what was measured (sections, figures, table rows).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrm_lab import (
+    brain,
+    brain_report,
+    composites,
+    composites_report,
+    encoding,
+    encoding_report,
+    examples,
+    examples_report,
+    geometry,
+    geometry_report,
+    photographs,
+    photographs_report,
+    retrieval,
+    retrieval_report,
+    robustness,
+    robustness_report,
+    single,
+    single_report,
+    where,
+    where_report,
+    words,
+    words_report,
+)
+from lrm_lab.bench import Bench
+from lrm_lab.commands import ALL, COMMANDS, TRIPLETS
+from lrm_lab.part import Part
+
+GEOMETRY_GOALS = ("a dog", "a bridge")
+
+
+def _single(bench: Bench) -> dict[str, Any]:
+    return single.measure(bench.steerer, *bench.single_images)
+
+
+def _words(bench: Bench) -> dict[str, Any]:
+    return words.measure(bench.steerer)
+
+
+def _photographs(bench: Bench) -> dict[str, Any]:
+    return photographs.measure(bench.steerer, str(bench.asked.photos), bench.asked.seed)
+
+
+def _composites(bench: Bench) -> dict[str, Any]:
+    options: dict[str, Any] = {"by_name": bench.by_name, "controls": bench.controls}
+    return composites.measure(
+        bench.steerer, bench.triplets, *bench.images, sweep_scenes=min(bench.scenes, 300), **options
+    )
+
+
+def _where(bench: Bench) -> dict[str, Any]:
+    few, fewer = min(bench.scenes, 500), min(bench.scenes, 300)
+    return where.measure(bench.steerer, bench.triplets, *bench.images, scenes=few, ablation_scenes=fewer)
+
+
+def _search(bench: Bench) -> dict[str, Any]:
+    queries = 10 if bench.asked.quick else None
+    return retrieval.measure(bench.steerer, *bench.images, scenes=bench.scenes, queries=queries, seed=bench.asked.seed)
+
+
+def _examples(bench: Bench) -> dict[str, Any]:
+    trials = 40 if bench.asked.quick else 200
+    gathered = examples.gather(bench.steerer, *bench.images, trials=trials, seed=bench.asked.seed)
+    if bench.draw:
+        bench.pictures["examples"] = examples_report.figures(gathered)
+    return examples.summary(gathered)
+
+
+def _geometry(bench: Bench) -> dict[str, Any]:
+    return geometry.measure(bench.steerer, *bench.images, GEOMETRY_GOALS, seed=bench.asked.seed)
+
+
+def _robustness(bench: Bench) -> dict[str, Any]:
+    plain = bench.controls["plain"].backbone if "plain" in bench.controls else None
+    return robustness.measure(
+        bench.network, plain, *bench.single_images, quick=bench.asked.quick, seed=bench.asked.seed
+    )
+
+
+def _brain(bench: Bench) -> dict[str, Any]:
+    asked = bench.asked
+    return brain.measure(bench.steerer, str(asked.brain), seed=asked.seed, quick=asked.quick)
+
+
+def _encoding(bench: Bench) -> dict[str, Any]:
+    asked = bench.asked
+    return encoding.measure(bench.steerer, str(asked.responses), seed=asked.seed, quick=asked.quick)
+
+
+PARTS = (
+    Part("single", "composites", "--source DATA", _single, single_report.sections, single_report.rows),
+    Part("words", "composites", "--source DATA", _words, words_report.sections, words_report.rows),
+    Part(
+        "photographs",
+        "composites",
+        "--source DATA --photos PHOTOS",
+        _photographs,
+        photographs_report.sections,
+        photographs_report.rows,
+        needs="photos",
+        needs_verdict=True,
+    ),
+    Part(
+        "composites",
+        "composites",
+        "--source DATA",
+        _composites,
+        composites_report.sections,
+        composites_report.rows,
+        needs_verdict=True,
+        has_controls=True,
+    ),
+    Part("where", "composites", "--source DATA", _where, where_report.sections, where_report.rows),
+    Part(
+        "search",
+        "search",
+        "--source DATA",
+        _search,
+        retrieval_report.sections,
+        retrieval_report.rows,
+        needs_verdict=True,
+    ),
+    Part(
+        "examples",
+        "examples",
+        "--source DATA",
+        _examples,
+        examples_report.sections,
+        needs_verdict=True,
+        draws=True,
+    ),
+    Part("geometry", "examples", "--source DATA", _geometry, geometry_report.sections),
+    Part(
+        "robustness",
+        "robustness",
+        "--source DATA",
+        _robustness,
+        robustness_report.sections,
+        has_controls=True,
+    ),
+    Part("brain", "brain", "--brain BRAIN92", _brain, brain_report.sections, needs="brain"),
+    Part("encoding", "brain", "--responses NPZ", _encoding, encoding_report.sections, needs="responses"),
+)
+
+
+def parts_of(command: str) -> tuple[Part, ...]:
+    """The parts that a command measures. Raises ValueError with the choices if there is no such command."""
+    if command not in COMMANDS or command == TRIPLETS:
+        choices = ", ".join(name for name in COMMANDS if name != TRIPLETS)
+        raise ValueError(f"what: got {command!r}, expected {choices}")
+    return tuple(part for part in PARTS if command in (ALL, part.command))

@@ -1,0 +1,76 @@
+"""The README's table and the sections of RESULTS.md and the page, written from stored numbers and never by hand.
+
+Unusual: a sentence says what the numbers say. Its words are chosen by comparing numbers, with their intervals.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lrm_lab.parts import PARTS
+from lrm_lab.writing import Section, markdown_table
+
+TITLE = "What steering does: {model}"
+BEGIN, END = "<!-- results: written by `steer evaluate --readme` -->", "<!-- end of results -->"
+_NUMBER = re.compile(r"(?<![\w.–-])[+−-]?\d+(?:[.,]\d+)*")
+
+
+def sections(results: dict[str, Any], pictures: Mapping[str, Mapping[str, Figure]] | None = None) -> list[Section]:
+    """The sections of every part that `results` holds, in order, each with the command that measures it.
+
+    Args:
+        pictures: figures that were drawn while a part was measured, by the name of the part. They follow its last
+            section.
+    """
+    told: list[Section] = []
+    for part in PARTS:
+        if part.name not in results:
+            continue
+        command = f"steer evaluate {part.command} {part.arguments}{' --quick' if results.get('quick') else ''}"
+        own = part.sections(results[part.name])
+        text, figures = own[-1]
+        own[-1] = (text, {**figures, **(pictures or {}).get(part.name, {})})
+        told += [(f"{text.rstrip()}\n\nMeasured by `{command}`.", figures) for text, figures in own]
+    return told
+
+
+def table(results: dict[str, Any]) -> str:
+    """The README's table: what was measured, the figure, and the bar that it was held to.
+
+    Raises:
+        ValueError: a part that it needs was not measured.
+    """
+    parts = [part for part in PARTS if part.is_in_table]
+    missing = [part.name for part in parts if part.needs is None and part.name not in results]
+    if missing:
+        raise ValueError(f"the table needs {', '.join(missing)}, not measured here; use `steer evaluate all`")
+    rows = [row for part in parts if part.name in results for row in part.rows(results[part.name])]
+    return markdown_table(("what", "measured", "bar"), rows)
+
+
+def around(path: str | Path) -> tuple[str, str]:
+    """What stands before and after the markers of a Markdown file. Raises ValueError if they are not there."""
+    before, begin, rest = Path(path).read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path}: expected the markers {BEGIN!r} and {END!r}")
+    return before, after
+
+
+def rewrite(path: str | Path, results: dict[str, Any]) -> None:
+    """Replace what stands between the markers of a Markdown file. Raises like `around` and `table`."""
+    before, after = around(path)
+    Path(path).write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+
+
+def numbers_in(text: str) -> list[str]:
+    """The numbers of a text in order, so that two texts of the same results can be compared whatever their words.
+
+    A number within a word, such as that of `top-1` or `layer2`, is part of the word.
+    """
+    return _NUMBER.findall(text)

@@ -1,0 +1,207 @@
+"""Searching crowded scenes: a gallery of composite scenes with known contents is searched for every class by its name.
+
+Unusual: the first pass is given its best chance. It ranks by the goal's support in its output, by the logit of the
+class itself (no words in between), and by places. A verdict that was fitted without steering ranks too. What looking
+gains is told against each of these.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+from lrm_core.trials import Trials, make_trials
+from lrm_lab.composite_controls import similarities
+from lrm_lab.goals import class_familiarity, verdict_of
+from lrm_lab.statistics import mean_interval, resampling
+from prior.captions import with_article
+from steering.evidence import UNSTEERED, features, support
+from steering.goals import Goal
+from steering.rollouts import class_goals, run_unsteered
+from steering.search.gallery import RERANK, Gallery, Hits
+from steering.steerer import Steerer
+
+KINDS = ("blend", "side", "inset", "grid")  # two objects, two, two (one of them small), four
+DEPTHS = (32, RERANK, 512)  # candidates that are looked at
+SAID = (0.5, 0.8)  # from such a probability on, an image is said to show the goal
+
+
+def measure(
+    steerer: Steerer,
+    pixels: Float[Tensor, "n 3 s s"],
+    labels: Int[Tensor, " n"],
+    *,
+    scenes: int = 1000,
+    queries: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """mAP and P@1 of every way to rank, and how often an image is said to show a goal that no image shows.
+
+    Args:
+        pixels: labelled images, in 0–1.
+        scenes: number of scenes of each kind.
+        queries: number of classes to search for. None means all.
+
+    Raises:
+        ValueError: the model has no calibrated verdict.
+    """
+    verdict_of(steerer)
+    classes = len(steerer.class_names)
+    trials = [make_trials(kind, pixels, labels, classes, scenes, seed + i) for i, kind in enumerate(KINDS)]
+    truth = torch.cat([torch.zeros(scenes, classes).scatter_(1, t.scenes.labels, 1.0) for t in trials]).bool()
+    asked = [c for c in range(classes) if bool(truth[:, c].any())]
+    step = max(len(asked) // queries, 1) if queries else 1
+    asked = asked[::step][:queries]
+    scores = _first_pass(steerer, trials, class_goals(steerer))
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = Gallery.open(folder, steerer, keep="first-pass")  # the same images are looked at for every class
+        pairs = ((name, to_pil_image(picture)) for t in trials for name, picture in _named(t))
+        report = gallery.add(pairs)
+        if report.skipped or report.images != len(truth):
+            raise RuntimeError(f"{report.images} of {len(truth)} scenes were indexed: {report.skipped}")
+        ranked, said = _search(gallery, asked, truth)
+        scores |= ranked
+    rows = torch.tensor(asked)
+    entries = {name: _entry(values[:, rows], truth[:, rows]) for name, values in scores.items()}
+    best = max(("output", "class"), key=lambda name: entries[name]["mAP"])
+    weights = resampling(len(asked))
+    own = entries[f"steered {RERANK}"]["AP"]
+    against = {}
+    for name in [name for name in ("output", "class", "places", "unsteered") if name in entries]:
+        difference = own - entries[name]["AP"]
+        against[name] = {
+            "relative": float(own.mean() / entries[name]["AP"].mean() - 1),
+            "difference": float(difference.mean()),
+            "interval": mean_interval(difference, weights),
+        }
+    ways = {name: {key: value for key, value in e.items() if key != "AP"} for name, e in entries.items()}
+    about = {"scenes": len(truth), "queries": len(asked), "shown_by": float(truth[:, rows].float().sum(0).mean())}
+    return {**about, "best_of_output": best, "ways": ways, "against": against, "present": said}
+
+
+def _named(trials: Trials) -> list[tuple[str, Tensor]]:
+    """Scenes by names that tell what is in them: `grid/17-c3-c20-c41-c7-`."""
+    scenes = zip(trials.scenes.labels.tolist(), trials.scenes.pixels, strict=True)
+    kind = trials.scenes.kind
+    return [(f"{kind}/{i}-{''.join(f'c{c}-' for c in inside)}", picture) for i, (inside, picture) in enumerate(scenes)]
+
+
+def _first_pass(steerer: Steerer, trials: Sequence[Trials], goals: Float[Tensor, "m m"]) -> dict[str, Tensor]:
+    """Scores (scenes, classes) that need no steered pass."""
+    scores: dict[str, list[Tensor]] = {"output": [], "class": [], "unsteered": []}
+    unaided = steerer.verdicts.get(f"{steerer.language.prior.source}{UNSTEERED}")
+    familiarity = class_familiarity(steerer)
+    if steerer.language.text.sees:
+        scores["zero_shot"] = [similarities(steerer, t.scenes.pixels) for t in trials]
+    for trial in tqdm(trials, desc="first pass", disable=None):
+        seen = run_unsteered(steerer.network, trial.scenes.pixels)
+        count = len(seen.first)
+        scores["class"].append(seen.first.log_softmax(1).cpu())
+        supports, judged = [], []
+        for goal, known in zip(goals, familiarity, strict=True):
+            many = goal.expand(count, -1)
+            supports.append(support(seen.first, many))
+            if unaided is not None:
+                values = features(seen.first, seen.first, seen.places, many, known.expand(count))
+                judged.append(unaided.probability(values))
+        scores["output"].append(torch.stack(supports, 1).cpu())
+        if judged:
+            scores["unsteered"].append(torch.stack(judged, 1).cpu())
+    return {name: torch.cat(parts) for name, parts in scores.items() if parts}
+
+
+def _search(
+    gallery: Gallery, asked: Sequence[int], truth: Bool[Tensor, "n m"]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Scores (scenes, classes) of every way to search, and how often images are said to show a goal."""
+    steerer, count = gallery.steerer, len(truth)
+    place = {row["path"]: number for number, row in enumerate(_in_order(gallery))}
+    names = ["places", *(f"steered {depth}" for depth in DEPTHS), "prototype", "oracle"]
+    scores = {name: torch.full(truth.shape, -torch.inf) for name in names}
+    said: dict[str, list[tuple[float, bool]]] = {"there": [], "not there": [], "uncorrected": []}
+    right: dict[float, list[int]] = {level: [0, 0] for level in SAID}
+    for label in tqdm(asked, desc="searches", disable=None):
+        query = with_article(steerer.class_names[label])
+        hits = gallery.search(query, top=count, rerank=max(DEPTHS))
+        nearest = sorted(hits, key=lambda hit: -hit.score)
+        rows = [place[hit.path] for hit in nearest]
+        score = torch.tensor([hit.score for hit in nearest])
+        scores["places"][rows, label] = score
+        for depth in DEPTHS:
+            looked = torch.tensor([float("nan") if hit.alone is None else hit.alone for hit in nearest[:depth]])
+            scores[f"steered {depth}"][rows, label] = torch.cat([1 + looked, score[depth:].clamp(max=0.999)])
+        inside = truth[rows, label].float()
+        scores["oracle"][rows, label] = torch.cat([1 + inside[:RERANK], score[RERANK:].clamp(max=0.999)])
+        there = gallery.search(query, top=RERANK)
+        _count(there, place, truth[:, label], right)
+        best = there[0]
+        said["there"].append((best.probability or 0.0, bool(truth[place[best.path], label])))
+        nowhere = gallery.search(query, top=RERANK, where=f"path NOT LIKE '%-c{label}-%'")
+        said["not there"].append((max(hit.probability or 0.0 for hit in nowhere), False))
+        said["uncorrected"].append((max(hit.alone or 0.0 for hit in nowhere), False))
+        goal: Goal = steerer.prototype_goal(steerer.class_names[label])
+        by_mean = gallery.search(goal, top=count)
+        rows = [place[hit.path] for hit in by_mean]
+        values = [1 + (hit.alone or 0.0) if hit.looked_at else min(hit.score, 0.999) for hit in by_mean]
+        scores["prototype"][rows, label] = torch.tensor(values)
+    rates = {
+        f"{level:g}": {
+            "answered": float(np.mean([p >= level for p, _ in said["there"]])),
+            "found_rightly": float(np.mean([p >= level and ok for p, ok in said["there"]])),
+            "false": float(np.mean([p >= level for p, _ in said["not there"]])),
+            "false_uncorrected": float(np.mean([p >= level for p, _ in said["uncorrected"]])),
+            "images_said": right[level][1],
+            "images_right": right[level][0],
+        }
+        for level in SAID
+    }
+    return scores, rates
+
+
+def _in_order(gallery: Gallery) -> list[dict[str, Any]]:
+    """The scenes in the order in which they were made."""
+    order = {kind: index for index, kind in enumerate(KINDS)}
+
+    def key(row: dict[str, Any]) -> tuple[int, int]:
+        kind, _, rest = row["path"].partition("/")
+        return order[kind], int(rest.partition("-")[0])
+
+    return sorted(gallery.images(), key=key)
+
+
+def _count(hits: Hits, place: dict[str, int], truth: Bool[Tensor, " n"], right: dict[float, list[int]]) -> None:
+    """Add to `right`, for each level, how many of the images that are said to show the goal are right, and how many."""
+    for hit in hits:
+        for level, counts in right.items():
+            if hit.probability is not None and hit.probability >= level:
+                counts[0] += bool(truth[place[hit.path]])
+                counts[1] += 1
+
+
+def average_precision(scores: Float[Tensor, "n q"], truth: Bool[Tensor, "n q"]) -> Float[Tensor, " q"]:
+    """Of every query, the mean of the precisions at the ranks of its right images, by scikit-learn."""
+    from sklearn.metrics import average_precision_score
+
+    finite = scores.clamp(min=-1e9).double().numpy()
+    pairs = zip(truth.T.numpy(), finite.T, strict=True)
+    return torch.tensor([float(average_precision_score(right, values)) for right, values in pairs])
+
+
+def _entry(scores: Float[Tensor, "n q"], truth: Bool[Tensor, "n q"]) -> dict[str, Any]:
+    precision, weights = average_precision(scores, truth), resampling(truth.shape[1])
+    first = truth.gather(0, scores.argmax(0, keepdim=True))[0].float()
+    return {
+        "AP": precision,
+        "mAP": float(precision.mean()),
+        "mAP_interval": mean_interval(precision, weights),
+        "P@1": float(first.mean()),
+        "P@1_interval": mean_interval(first, weights),
+    }

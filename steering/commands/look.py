@@ -1,0 +1,191 @@
+"""`steer --query "a dog" photo.jpg`: look at images for what is named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from steering import __version__
+from steering.commands import options
+
+if TYPE_CHECKING:
+    from steering.look import Look
+
+Writer = Callable[[str, Any], Any]  # takes a text and the stream that it goes to
+
+EPILOG = """\
+images are files, folders (searched recursively), globs, or samples that need no file:
+  sample:cat  sample:coffee  'sample:cat+coffee' (a 50/50 blend)  'sample:cat|coffee' (side by side)
+
+examples:
+  steer --query "a cat" sample:cat
+  steer --query "a dog" --query "a bicycle" photos/ --output looks/
+  steer --query "a dog" 'photos/**/*.jpg' --json > looks.jsonl
+  steer --prototype tabby --query-image goal.jpg photos/           goals without words
+  steer --query "a dog" --prior class-names photo.jpg              a prior that needs no training
+  steer --query "a dog" --model alexnet_lrm3 photo.jpg             a published ImageNet model and its prior
+  steer --query "a dog - grass" --query "2:a dog + a cat" photo.jpg    arithmetic; image:FILE is a term, too
+  steer --list-classes
+
+other commands:
+  steer index photos/      index folders; see steer index --help
+  steer search "a dog"     search them by looking; see steer search --help
+  steer evaluate all       measure what steering does; see steer evaluate --help
+
+exit codes: 0 done, 1 some images failed, 2 wrong usage
+"""
+
+
+def make_parser() -> options.Parser:
+    """The parser of `steer` without a command's name."""
+    description = "Look for what you name: a network's ranking of each image, before and after words steer it."
+    parser = options.Parser("", 'steer --query "a dog" [options] IMAGE [IMAGE ...]', description, EPILOG)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="a file, folder, glob or sample")
+    parser.add_argument(
+        *("-q", "--query"),
+        action="append",
+        type=options.words,
+        default=[],
+        metavar="WORDS",
+        dest="queries",
+        help="what to look for; may be given several times",
+    )
+    parser.add_argument(
+        "--prototype",
+        action="append",
+        type=options.words,
+        default=[],
+        metavar="CLASS",
+        dest="prototypes",
+        help="look for a class by its mean output instead of by words; may be given several times",
+    )
+    parser.add_argument(
+        "--query-image",
+        action="append",
+        default=[],
+        metavar="IMAGE",
+        dest="query_images",
+        help="look for what another image shows; may be given several times",
+    )
+    parser.add_argument("-o", "--output", metavar="DIR", help="write a picture for each image and query into DIR")
+    parser.add_argument("--top", type=options.whole(1), default=5, metavar="N", help="classes to show (default 5)")
+    options.add_printing(parser, "one JSON object a line instead of tables")
+    parser.add_argument("--list-classes", action="store_true", help="print the names that the model tells apart")
+    parser.add_argument("--version", action="version", version=f"steer {__version__}")
+    steering = parser.add_argument_group("steering")
+    options.add_model(steering)
+    options.add_language(steering)
+    steering.add_argument(
+        "--strength",
+        type=options.strength,
+        metavar="S",
+        help="gain of the steered feedback: one number, or negative,positive",
+    )
+    steering.add_argument(
+        "--passes", type=options.whole(2, 100), metavar="N", help="passes over an image; the first is unsteered"
+    )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `steer` with these arguments. Returns the exit code; wrong usage raises SystemExit(2)."""
+    parser = make_parser()
+    given = parser.parse_intermixed_args(argv)
+    if not given.list_classes and not (given.queries or given.prototypes or given.query_images):
+        parser.error('nothing to look for: add --query "a dog", --prototype or --query-image')
+    if not given.list_classes and not given.images:
+        parser.error("no images: name files, folders, globs, or a sample such as sample:cat")
+    options.plain_streams()
+    with parser.usage_errors():
+        from steering.images import expand
+
+        images = expand(given.images)
+        if given.output is not None:
+            _make_folder(given.output)
+
+        from steering.steerer import Steerer
+
+        steerer = Steerer.load(given.model, prior=given.prior, text=given.text, device=given.device)
+        if given.list_classes:
+            print("\n".join(steerer.class_names), flush=True)
+            return 0
+        goals: list[Any] = []  # a query that cannot be understood is reported before the first image
+        goals += [steerer.goal(query, seed=given.seed) for query in given.queries]
+        goals += [steerer.prototype_goal(name) for name in given.prototypes]
+        goals += [steerer.image_goal(image, passes=given.passes) for image in given.query_images]
+
+    from steering.errors import ImageError, printable
+
+    failed = False
+    file_names = FileNames()
+    with _progress(images, quiet=given.quiet) as (numbered, write):
+        for image in numbered:
+            try:
+                looks = steerer.look_many(image, goals, strength=given.strength, passes=given.passes, seed=given.seed)
+            except ImageError as error:
+                write(f"steer: {error}", sys.stderr)
+                failed = True
+                continue
+            except ValueError as error:
+                parser.error(parser.translate(str(error)))
+            note = looks[0].picture.info.get("note")
+            if note and not given.quiet:
+                write(f"steer: {printable(image)}: {note}", sys.stderr)
+            for look in looks:
+                text = json.dumps(look.as_dict(given.top)) if given.json else look.text(given.top) + "\n"
+                write(text, sys.stdout)
+                if given.output is None:
+                    continue
+                path = os.path.join(given.output, file_names.unused(look))
+                try:
+                    look.plot(path, given.top)
+                except OSError as error:
+                    write(f"steer: {printable(path)}: not written ({error.strerror or error})", sys.stderr)
+                    failed = True
+    return 1 if failed else 0
+
+
+def _make_folder(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output: {folder}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _progress(images: list[str], quiet: bool) -> Iterator[tuple[Iterable[str], Writer]]:
+    """The images, with a bar if there are many and a terminal shows it, and how to print without tearing that bar."""
+    if quiet or len(images) < 2 or not sys.stderr.isatty():
+        yield images, lambda text, stream: print(text, file=stream, flush=True)
+        return
+    from tqdm import tqdm
+
+    with tqdm(images, unit="image", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+        yield bar, lambda text, stream: (tqdm.write(text, file=stream), stream.flush())
+
+
+class FileNames:
+    """Names for pictures. Any file system takes them, and no name comes twice in a run."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+
+    def unused(self, look: Look) -> str:
+        """A file name for the picture of a look."""
+        stem = os.path.splitext(os.path.basename(look.image))[0]
+        base = f"{_slug(stem) or 'image'}--{_slug(look.query) or 'query'}"
+        name, number = base, 2
+        while name.lower() in self.used:
+            name, number = f"{base}-{number}", number + 1
+        self.used.add(name.lower())
+        return f"{name}.png"
+
+
+def _slug(words: str) -> str:
+    plain = re.sub(r"[^\w.+-]+", "-", words.encode("utf-8", "replace").decode()).strip("-.")
+    return plain.encode()[:100].decode("utf-8", "ignore")  # file systems count bytes, and allow 255

@@ -1,0 +1,158 @@
+"""What the commands share: argument types, common options, and errors in the words of the command line.
+
+Errors of the library begin with the name of an argument ("strength: got …") or name a switch ("retry=True"). Here they
+become the options that a user types ("--strength: got …", "--retry").
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+MOST = 1_000_000_000
+MOST_SEED = 2**63 - 1
+GALLERY_VARIABLE = "STEER_GALLERY"
+_ARGUMENT = re.compile(r"^(\w+): ")
+_SWITCH = re.compile(r"\b(\w+)=True\b")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help keeps the layout of its epilog. Options cannot be abbreviated."""
+
+    def __init__(self, command: str, usage: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=f"steer {command}".strip(),
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def translate(self, message: str) -> str:
+        """An error of the library in the words of these options."""
+        options = self._option_string_actions
+
+        def option(name: str) -> str | None:
+            spelled = f"--{name.replace('_', '-')}"
+            return spelled if spelled in options else None
+
+        message = _SWITCH.sub(lambda match: option(match[1]) or match[0], message)
+        return _ARGUMENT.sub(lambda match: f"{option(match[1]) or match[1]}: ", message)
+
+    @contextlib.contextmanager
+    def usage_errors(self, extra: str | None = None) -> Iterator[None]:
+        """Turn what a user got wrong into one line and exit code 2.
+
+        Args:
+            extra: name of the optional dependencies that the command needs. The error about a missing package names it.
+        """
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if extra is None:
+                raise
+            self.error(f"{error}; this command needs more packages: pip install 'lrm-steering[{extra}]'")
+        except (BrokenPipeError, KeyboardInterrupt):
+            raise
+        except (ValueError, OSError) as error:
+            self.error(self.translate(str(error)))
+
+
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """The type of an option that takes a whole number."""
+
+    def parse(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number from {least} to {most:,}")
+
+    return parse
+
+
+def probability(text: str) -> float:
+    """The type of an option that takes a number from 0 to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"got {text!r}; expected a probability from 0 to 1")
+
+
+def strength(text: str) -> float | tuple[float, float]:
+    """The type of `--strength`: a number, or two as negative,positive."""
+    with contextlib.suppress(ValueError):
+        numbers = [float(part) for part in text.split(",")]
+        if all(math.isfinite(n) and 0 <= n <= 1000 for n in numbers) and len(numbers) in (1, 2):
+            return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    raise argparse.ArgumentTypeError(f"got {text!r}; expected a number from 0 to 1000, or two as negative,positive")
+
+
+def words(text: str) -> str:
+    """The type of a query."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("got an empty query; expected words, for example 'a dog'")
+    return text
+
+
+def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the options for the model and its device."""
+    parser.add_argument(
+        "--model",
+        default="lrm_mini",
+        help="lrm_mini (default), a model's folder, or a published model: alexnet_lrm1, alexnet_lrm2, alexnet_lrm3",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda, then mps, then cpu)")
+
+
+def add_language(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the options for how words become goals."""
+    parser.add_argument(
+        "--prior",
+        metavar="NAME",
+        help="what turns words into goals: the model's own (default), class-names (needs no training), or a file of "
+        "prior.train",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="NAME:FILE",
+        help="text encoder of a published model; OpenAI's CLIP from a file: ViT-B-16-quickgelu:FILE",
+    )
+    parser.add_argument(
+        "--seed", type=whole(0, MOST_SEED), default=0, metavar="N", help="seed of the prior's sampling (default 0)"
+    )
+
+
+def add_gallery(parser: argparse.ArgumentParser) -> None:
+    """Add the option for where the gallery is."""
+    place = default_gallery().replace("%", "%%")  # argparse formats help texts
+    parser.add_argument(
+        "--gallery",
+        metavar="DIR",
+        help=f"folder or address of the gallery (default: ${GALLERY_VARIABLE}, or {place})",
+    )
+
+
+def add_printing(parser: argparse.ArgumentParser, json_help: str) -> None:
+    """Add the options for what is printed."""
+    parser.add_argument("--json", action="store_true", help=json_help)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no notes, errors only")
+
+
+def default_gallery() -> str:
+    """Where a gallery is unless told otherwise: $STEER_GALLERY, or a folder among the user's data."""
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return os.environ.get(GALLERY_VARIABLE) or str(Path(data) / "steer" / "gallery")
+
+
+def plain_streams() -> None:
+    """Let stdout and stderr escape what the terminal's encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -1,0 +1,196 @@
+"""A network looks at photographs: first passes, steered passes, heatmaps, and first passes as bytes, without words.
+
+Unusual: the first pass over an image never depends on the goal. An image with K goals costs one first pass and a batch
+of K steered ones. The object holds no state between calls, so threads may share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lrm_base.checks import whole_number
+from lrm_core import LRM, State, Steer, Stem
+from lrm_core.backbones import Preprocessing
+from lrm_core.feedback import Strength
+from lrm_core.packing import Layout
+from lrm_core.places import class_evidence
+from steering.heatmap import steering_heatmap
+from steering.images import squash
+
+MOST_PASSES = 100
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a look uses unless told otherwise. They were chosen on composites of training images (`steering.json`).
+
+    Attributes:
+        strength: gain of the goal's feedback.
+        passes: number of passes in all, the unsteered first one included.
+        num_samples, sampling_steps: how many samples the diffusion prior draws, and in how many steps.
+    """
+
+    strength: float
+    passes: int
+    num_samples: int = 16
+    sampling_steps: int = 10
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Images after their first, unsteered pass: all that any goal needs.
+
+    Attributes:
+        stem, state: what the next pass starts from.
+        output: (b, M) logits.
+        places: (b, M), class evidence by places: probabilities; see `lrm_core.places`.
+    """
+
+    stem: Stem
+    state: State
+    output: Tensor
+    places: Tensor
+
+    def expand(self, count: int) -> Glance:
+        """The glance at one image, as a view for a batch of `count` goals."""
+        views = (self.output.expand(count, -1), self.places.expand(count, -1))
+        return Glance(self.stem.expand(count), self.state.expand(count), *views)
+
+
+class Network:
+    """A backbone with feedback, ready to look at photographs. All tensors live on `device`.
+
+    Attributes:
+        model: the backbone with its feedback connections.
+        card: the weight card, with the class names and the name of the output.
+        preprocessing: size, mean and standard deviation of the pixels.
+        defaults: strength and passes unless told otherwise.
+    """
+
+    def __init__(
+        self, model: LRM, card: dict[str, Any], preprocessing: Preprocessing, defaults: Defaults, device: torch.device
+    ) -> None:
+        self.model, self.card, self.preprocessing = model, card, preprocessing
+        self.defaults, self.device = defaults, device
+
+    def with_model(self, model: LRM) -> Network:
+        """This network with another model that has the same outputs, for controls and ablations. The card stays."""
+        return Network(model, self.card, self.preprocessing, self.defaults, self.device)
+
+    def with_defaults(self, defaults: Defaults) -> Network:
+        """The same model with other defaults."""
+        return Network(self.model, self.card, self.preprocessing, defaults, self.device)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """What the network can name, in the order of its outputs."""
+        return tuple(entry["name"] for entry in self.card["classes"])
+
+    @property
+    def output(self) -> str:
+        """Name of the step that is steered: the classifier."""
+        return self.card["output"]
+
+    def pixels(self, picture: Image.Image) -> Float[Tensor, "1 3 s s"]:
+        """A photograph as the backbone takes it: the whole frame squashed to a square, normalised."""
+        return self.as_input(np.asarray(squash(picture, self.preprocessing.size))[None])
+
+    def as_input(self, pixels: np.ndarray) -> Float[Tensor, "b 3 s s"]:
+        """Images of the network's size, (b, s, s, 3) uint8, normalised."""
+        shown = rearrange(torch.from_numpy(pixels.copy()).to(self.device), "b h w c -> b c h w")
+        return self.preprocessing.normalise(shown.float() / 255)
+
+    @torch.no_grad()
+    def glance(self, inputs: Float[Tensor, "b 3 s s"]) -> Glance:
+        """The first, unsteered pass over normalised images. It serves every goal."""
+        stem = self.model.stem(inputs)
+        output, state = self.model.step(stem)
+        return self._glance(stem, state, output)
+
+    def _glance(self, stem: Stem, state: State, output: Tensor) -> Glance:
+        return Glance(stem, state, output, class_evidence(self.model, self.output, output, state))
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout.of(self.model, self.preprocessing.size)
+
+    def pack(self, glance: Glance) -> list[bytes]:
+        """A glance as bytes, one string for each image: what any steered pass starts from, in half precision."""
+        return self._layout.pack(glance.stem, glance.state)
+
+    def unpack(self, packed: Sequence[bytes]) -> Glance:
+        """The glance at the images whose bytes `pack` gave. Raises ValueError if they come from another network."""
+        stem, state = self._layout.unpack(list(packed), self.device)
+        return self._glance(stem, state, state.activations[self.output])
+
+    @torch.no_grad()
+    def unsteered(self, glance: Glance, passes: int | None = None) -> list[Float[Tensor, "b m"]]:
+        """Outputs of all passes without a goal; the first is the glance's own. `passes` is the default if None."""
+        passes = self.defaults.passes if passes is None else whole_number("passes", passes, 1, MOST_PASSES)
+        outputs, state = [glance.output], glance.state
+        for _ in range(passes - 1):
+            output, state = self.model.step(glance.stem, state)
+            outputs.append(output)
+        return outputs
+
+    @torch.no_grad()
+    def steer(
+        self,
+        glance: Glance,
+        goals: Float[Tensor, "b m"],
+        *,
+        strength: Strength | None = None,
+        passes: int | None = None,
+    ) -> Float[Tensor, "b m"]:
+        """Outputs of the last steered pass, with one goal for each image of the glance."""
+        state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
+        return self.model.step(glance.stem, state, [steer])[0]
+
+    @torch.no_grad()
+    def before_last(
+        self,
+        glance: Glance,
+        goals: Float[Tensor, "b m"],
+        *,
+        strength: Strength | None = None,
+        passes: int | None = None,
+    ) -> tuple[State, Steer]:
+        """The state before the last steered pass, and what steers that pass. A caller runs the pass, or inspects it.
+
+        Args:
+            goals: logits, one goal for each image.
+            strength: gain of the goal's feedback, or (negative, positive). The default if None.
+            passes: number of passes in all, at least 2. The default if None.
+
+        Raises:
+            ValueError: a strength is not finite or too large, or there are fewer than two passes.
+        """
+        passes = self.defaults.passes if passes is None else whole_number("passes", passes, 2, MOST_PASSES)
+        steer = Steer(self.output, goals, self.defaults.strength if strength is None else strength)
+        self.model.check([steer])
+        state = glance.state
+        for _ in range(passes - 2):
+            _, state = self.model.step(glance.stem, state, [steer])
+        return state, steer
+
+    def heatmap(
+        self,
+        glance: Glance,
+        goals: Float[Tensor, "b m"],
+        *,
+        strength: Strength | None = None,
+        passes: int | None = None,
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b h w"]]:
+        """Like `steer`, with heatmaps in 0–1 that show where the goal was found. Raises like `before_last`."""
+        state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
+        return steering_heatmap(self.model, glance.stem, state, steer, goals)

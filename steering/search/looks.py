@@ -1,0 +1,94 @@
+"""The second stage of a search: a steered pass over each candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lrm_core.feedback import Strength
+from steering.goals import Goal
+from steering.network import Glance, Network
+from steering.search.decode import pixels_of
+from steering.search.files import file_of
+from steering.search.store import Store
+from steering.seek import seek
+from steering.steerer import Steerer
+
+BATCH = 64  # images in one steered pass
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the second stage saw of each of b candidates.
+
+    Attributes:
+        seen: (b,), whether the image could be looked at.
+        support: (b,), support of the goal after steering, in nats.
+        evidence: (b,), change of the support by steering, in nats.
+        alone: (b,), probability of each as if it were the only image; None without a calibrated verdict.
+    """
+
+    seen: np.ndarray
+    support: np.ndarray
+    evidence: np.ndarray
+    alone: np.ndarray | None
+
+
+def look_for(
+    store: Store,
+    steerer: Steerer,
+    goal: Goal,
+    rows: Sequence[dict[str, Any]],
+    *,
+    strength: Strength | None = None,
+    passes: int | None = None,
+) -> Looks:
+    """Look for a goal in candidates.
+
+    Args:
+        rows: rows of the gallery, with the name of each image as `path`.
+        strength, passes: see `Steerer.look_many`.
+    """
+    if not rows:
+        return Looks(np.zeros(0, bool), np.zeros(0), np.zeros(0), np.zeros(0))
+    count = len(rows)
+    seen, supports, evidence = np.zeros(count, bool), np.full(count, -np.inf), np.full(count, -np.inf)
+    alone: np.ndarray | None = np.zeros(count)
+    network, verdicts = steerer.network, steerer.verdicts
+    for positions, glance in _glances(store, network, [row["path"] for row in rows]):
+        sought = seek(network, verdicts, glance, goal, strength=strength, passes=passes)
+        seen[positions] = True
+        supports[positions], evidence[positions] = sought.support.cpu().numpy(), sought.evidence.cpu().numpy()
+        if alone is not None and sought.probability is not None:
+            alone[positions] = sought.probability.cpu().numpy()
+        else:
+            alone = None
+    return Looks(seen, supports, evidence, alone)
+
+
+def _glances(store: Store, network: Network, names: Sequence[str]) -> Iterator[tuple[list[int], Glance]]:
+    """First passes over images in batches, each with the positions of its images among the names.
+
+    Stored first passes are used. The others are made from pixels. Images without either are left out.
+    """
+    packed = store.first_passes(names) if store.card.first_pass else [None] * len(names)
+    stored = [(position, kept) for position, kept in enumerate(packed) if kept is not None]
+    for start in range(0, len(stored), BATCH):
+        positions, kept = zip(*stored[start : start + BATCH], strict=True)
+        yield list(positions), network.unpack(kept)
+    rest = [position for position, kept in enumerate(packed) if kept is None]
+    pixels = _pixels(store, network, [names[position] for position in rest])
+    shown = [(position, p) for position, p in zip(rest, pixels, strict=True) if p is not None]
+    for start in range(0, len(shown), BATCH):
+        part = shown[start : start + BATCH]
+        yield [position for position, _ in part], network.glance(network.as_input(np.stack([p for _, p in part])))
+
+
+def _pixels(store: Store, network: Network, names: Sequence[str]) -> list[np.ndarray | None]:
+    """What the network sees of images: stored, or read from their files. None where there is neither."""
+    if store.card.side:
+        return store.pixels(names)
+    return [pixels_of(file_of(name), network.preprocessing.size) for name in names]

@@ -1,0 +1,72 @@
+"""Make the rows of `images.lance`: from first passes, or as copies under another name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from einops import rearrange
+
+from steering.search.decode import Same
+from steering.search.engine import Indexed
+from steering.search.schema import image_schema, timestamps
+from steering.search.store import Store
+
+COPIED = 256  # rows that are copied at a time
+
+
+def new_rows(images: Sequence[Indexed], class_names: Sequence[str], *, keep_pixels: bool) -> pa.Table:
+    """A row for each image."""
+    schema = image_schema(len(class_names))
+    read = [image.image for image in images]
+    outputs = np.stack([image.output for image in images]).astype(np.float16)
+    places = np.stack([image.places for image in images])
+
+    def vectors(values: np.ndarray, name: str) -> pa.Array:
+        flat = pa.array(rearrange(values, "b m -> (b m)"))
+        return pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
+
+    columns = {
+        "path": [image.name for image in read],
+        "size": [image.size for image in read],
+        "modified": timestamps([image.modified for image in read]),
+        "sha256": [image.sha256 for image in read],
+        "width": [image.width for image in read],
+        "height": [image.height for image in read],
+        "sees": [class_names[index] for index in places.argmax(1)],
+        "difference_hash": [image.difference_hash for image in read],
+        "output": vectors(outputs, "output"),
+        "evidence": vectors(np.sqrt(places).astype(np.float16), "evidence"),
+        "pixels": [image.pixels.tobytes() if keep_pixels else None for image in read],
+        "first_pass": [image.packed for image in images],
+    }
+    return pa.table(columns, schema=schema)
+
+
+def moved_rows(store: Store, moved: Sequence[tuple[str, Same]]) -> Iterator[pa.Table]:
+    """The rows of images that are the same under another name or with another time, in parts.
+
+    Args:
+        moved: pairs of the old name in the gallery and the image as it is now.
+    """
+    schema = image_schema(store.card.classes)
+    for start in range(0, len(moved), COPIED):
+        part = moved[start : start + COPIED]
+        batches = list(store.named([old for old, _ in part], schema.names))
+        if not batches:
+            continue
+        table = pa.Table.from_batches(batches)
+        rows = {name: row for row, name in enumerate(table["path"].to_pylist())}
+        part = [(old, image) for old, image in part if old in rows]  # another writer may have deleted some
+        if not part:
+            continue
+        copy = table.take([rows[old] for old, _ in part])
+        for name, values in (
+            ("path", [image.name for _, image in part]),
+            ("size", [image.size for _, image in part]),
+            ("modified", timestamps([image.modified for _, image in part])),
+        ):
+            index = schema.get_field_index(name)
+            copy = copy.set_column(index, schema.field(index), pa.array(values, schema.field(index).type))
+        yield copy

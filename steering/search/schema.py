@@ -1,0 +1,76 @@
+"""What a gallery's tables hold: the card of a gallery, and the columns of its images and of what was skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+FORMAT = 2
+KEY = {"lance-schema:unenforced-primary-key": "true"}  # without it concurrent upserts double rows
+
+
+@dataclass(frozen=True)
+class GalleryCard:
+    """What a gallery was made with. Outputs of different networks cannot be compared.
+
+    Attributes:
+        model: name of the network.
+        backbone_sha256: hash of its weights.
+        classes: width M of an output.
+        side: side of the stored images, in pixels; 0 if none are stored.
+        first_pass: whether what a steered pass starts from is stored.
+        format: version of the tables' format.
+    """
+
+    model: str
+    backbone_sha256: str
+    classes: int
+    side: int
+    first_pass: bool = False
+    format: int = FORMAT
+
+
+def image_schema(classes: int) -> pa.Schema:
+    """The columns of `images.lance`.
+
+    path: key of the image (`steering.search.files.to_key`). sees: likeliest class by places. difference_hash: see
+    `steering.search.decode.difference_hash`. output: logits of the first pass. evidence: square root of the class
+    evidence by places, of length 1. pixels: (side, side, 3) bytes, what the network saw. first_pass: what a steered
+    pass starts from (`Network.pack`). The last two are null where they are not kept.
+    """
+    vector = pa.list_(pa.float16(), classes)
+    return pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False, metadata=KEY),
+            pa.field("size", pa.int64()),
+            pa.field("modified", pa.timestamp("ns")),
+            pa.field("sha256", pa.string()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("sees", pa.string()),
+            pa.field("difference_hash", pa.int64()),
+            pa.field("output", vector),
+            pa.field("evidence", vector),
+            pa.field("pixels", pa.binary()),
+            pa.field("first_pass", pa.binary()),
+        ]
+    )
+
+
+def timestamps(nanoseconds: Sequence[int]) -> pa.Array:
+    """The column `modified`: times in nanoseconds since 1970, UTC."""
+    return pa.array(nanoseconds, pa.int64()).cast(pa.timestamp("ns"))
+
+
+SKIPPED_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False, metadata=KEY),
+        pa.field("size", pa.int64()),
+        pa.field("modified", pa.timestamp("ns")),
+        pa.field("reason", pa.string()),
+    ]
+)
+SHOWN = ("path", "width", "height", "sees")
+FILTERS = ("path", "size", "modified", "sha256", "width", "height", "sees")

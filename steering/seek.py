@@ -1,0 +1,100 @@
+"""Look for a goal in images, and say how likely it is that the goal is there.
+
+Unusual: a goal that was combined of several is judged term by term. Each term is looked for separately, and the
+probabilities are multiplied as if the terms were independent: what is wanted is there, and what is unwanted is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lrm_core.feedback import Strength
+from steering.evidence import Answer, Verdict, features, support
+from steering.goals import Goal
+from steering.network import Glance, Network
+
+Verdicts = Mapping[str, Verdict]
+"""A fitted verdict for each way of making goals, by `Goal.source`."""
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What looking for one goal gave, for each of b images.
+
+    Attributes:
+        after: (b, M), output of the last steered pass.
+        support: (b,), support of the goal after that pass, in nats.
+        evidence: (b,), change of the support by steering, in nats.
+        probability: (b,), calibrated probability that the goal is there. None where no verdict was calibrated for goals
+            that were made in this way.
+    """
+
+    after: Tensor
+    support: Tensor
+    evidence: Tensor
+    probability: Tensor | None
+
+
+@torch.no_grad()
+def seek(
+    network: Network,
+    verdicts: Verdicts,
+    glance: Glance,
+    goal: Goal,
+    *,
+    strength: Strength | None = None,
+    passes: int | None = None,
+) -> Sought:
+    """Look for one goal in every image of a glance. Raises like `Network.before_last`."""
+    goals = goal.vector.to(network.device).expand(len(glance.output), -1)
+    after = network.steer(glance, goals, strength=strength, passes=passes)
+    supported = support(after, goals)
+    chance = probability(network, verdicts, glance, goal, after, strength=strength, passes=passes)
+    return Sought(after, supported, supported - support(glance.output, goals), chance)
+
+
+@torch.no_grad()
+def probability(
+    network: Network,
+    verdicts: Verdicts,
+    glance: Glance,
+    goal: Goal,
+    after: Float[Tensor, "b m"],
+    *,
+    strength: Strength | None = None,
+    passes: int | None = None,
+) -> Float[Tensor, " b"] | None:
+    """Probability that a goal is in each image, given the output `after` of the pass that looked for it.
+
+    A goal without terms needs no further pass. A goal with terms costs a pass for each. None where no verdict was
+    calibrated.
+    """
+    count = len(glance.output)
+    if not goal.terms:
+        verdict = verdicts.get(goal.source)
+        if verdict is None:
+            return None
+        goals = goal.vector.to(network.device).expand(count, -1)
+        familiarity = goals.new_full((count,), goal.familiarity)
+        return verdict.probability(features(glance.output, after, glance.places, goals, familiarity))
+    together = after.new_ones(count)
+    for weight, term in goal.terms:
+        alone = seek(network, verdicts, glance, term, strength=strength, passes=passes).probability
+        if alone is None:
+            return None
+        together = together * (alone if weight > 0 else 1 - alone)
+    return together
+
+
+def answer(verdicts: Verdicts, goal: Goal, chance: float | None) -> Answer | None:
+    """`present`, `absent` or `unsure` for a probability of `seek`; None without one."""
+    if chance is None:
+        return None
+    while goal.terms:
+        goal = goal.terms[0][1]
+    return verdicts[goal.source].answer(chance)

@@ -1,0 +1,51 @@
+"""`steer evaluate` as a user types it: mistakes cost nothing, stored numbers are told."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import steer_cli
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "results" / "results.json"
+
+
+def steer(*arguments: str | os.PathLike) -> int:
+    try:
+        return steer_cli.main(["evaluate", *(os.fspath(a) for a in arguments)])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: WHAT"),
+        (["everything"], "invalid choice: 'everything'"),
+        (["all", "--resume"], "--resume: expected output as well"),
+        (["all", "--scenes", "0"], "argument --scenes: got '0'; expected a whole number from 1"),
+        (["all", "--model", "nowhere"], "--model: got 'nowhere', expected a folder"),
+        (["composites", "--readme", "README.md"], "--readme: its table needs everything"),
+        (["all", "--from", "nowhere.json"], "nowhere.json"),
+        (["all", "--from", str(STORED), "--report", "page.html"], "--report: its pictures need the images"),
+        (["triplets"], "--output: expected the CSV to write"),
+        (["brain"], "--brain: got None, expected brain or responses"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_before_anything_is_measured(arguments: list[str], message: str, capsys):
+    assert steer(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err.splitlines()[-1]
+
+
+def test_stored_numbers_are_told_and_written(tmp_path: Path, capsys):
+    readme, answers = tmp_path / "README.md", tmp_path / "RESULTS.md"
+    readme.write_text((ROOT / "README.md").read_text().replace("49.2 %", "99.9 %"))
+    assert steer("all", "--from", STORED, "--readme", readme, "--results", answers) == 0
+    assert readme.read_text() == (ROOT / "README.md").read_text()
+    assert "## Is a later pass better than the first?" in answers.read_text()
+    assert "top-1 of the last pass" in capsys.readouterr().out
+    assert steer("robustness", "--from", STORED) == 0
+    assert "## Is a later pass more robust?" in capsys.readouterr().out
