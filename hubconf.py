@@ -183,25 +183,25 @@ def alexnet_lrm3(
 
 
 def LRMNet(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The class `lrm_core.LRMNet`; with its arguments, a model: any convnet with feedback connections."""
+    """The class `lrm_core.LRMNet`. With arguments: a model, any convnet with feedback connections."""
     return _give_or_call("lrm_core.compat", "LRMNet", arguments, options)
 
 
 def SteerableLRM(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The class `lrm_core.SteerableLRM`; with its arguments, a model: an `LRMNet` that takes `steering_signals`."""
+    """The class `lrm_core.SteerableLRM`. With arguments: a model, an `LRMNet` that takes `steering_signals`."""
     return _give_or_call("lrm_core.compat", "SteerableLRM", arguments, options)
 
 
 def compute_prototypes(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The function `lrm_core.prototypes.compute_prototypes`; with its arguments (model, dataset, …), prototypes."""
+    """The function `lrm_core.prototypes.compute_prototypes`. With arguments (model, dataset, …): the prototypes."""
     return _give_or_call("lrm_core.prototypes", "compute_prototypes", arguments, options)
 
 
 def load_vision_prototypes(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The function `load_vision_prototypes` of `lrm_core.published_backbones`; with a model's name, its prototypes."""
+    """The function `lrm_core.published_backbones.load_vision_prototypes`. With a model's name: its prototypes."""
     return _give_or_call("lrm_core.published_backbones", "load_vision_prototypes", arguments, options)
 
 
 def load_clip_prototypes(*arguments: "_Any", **options: "_Any") -> "_Any":
-    """The function `load_clip_prototypes` of `prior.published_prior`; with a model's name, its prototypes from CLIP."""
+    """The function `prior.published_prior.load_clip_prototypes`. With a model's name: its prototypes from CLIP."""
     return _give_or_call("prior.published_prior", "load_clip_prototypes", arguments, options)

@@ -1,6 +1,6 @@
-"""The published numbers against ours: python benchmarks/golden.py ../shared/data/golden
+"""Compare our numbers with the published ones: python benchmarks/golden.py ../shared/data/golden
 
-For each array that the published code computed on deterministic weights, the largest absolute difference of ours.
+The published code computed arrays on deterministic weights. For each, this prints the largest absolute difference.
 """
 
 from __future__ import annotations

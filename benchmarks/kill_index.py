@@ -1,8 +1,8 @@
-"""An index that is killed again and again ends as one that was not: `python benchmarks/kill_index.py`.
+"""Check that killing `steer index` again and again does no harm: `python benchmarks/kill_index.py`.
 
 There are 10,000 small files, and one in a hundred is no image. `steer index` is killed 20 times (SIGKILL) at random
-moments and then runs to its end. It also runs once without a kill. Every column of every row is compared, and the
-reasons why files were skipped.
+moments and then runs to its end. It also runs once without a kill. The two galleries must agree in every column of
+every row, and in the reasons why files were skipped.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def rows(gallery: Path) -> int:
 
     try:
         return Store.open(gallery).count()
-    except GalleryError:  # killed before there was one
+    except GalleryError:  # killed before there was a gallery
         return 0
 
 

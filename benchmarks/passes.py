@@ -1,6 +1,6 @@
-"""What feedback costs, as ratios to the plain backbone in one run: python benchmarks/passes.py --backbone mini
+"""Measure what feedback costs, relative to the plain backbone: python benchmarks/passes.py --backbone mini
 
-Each figure is the median over rounds; in a round every variant runs once, in turn, so that a drifting machine hits all.
+Each figure is the median over rounds. In a round every variant runs once, so a slower machine affects all alike.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speed and memory of galleries: indexing against decoding plus one bare pass, and queries over 10 k and 1 M images.
 
-    python benchmarks/search.py index [FOLDER]       both in turn; over made-up photographs unless a FOLDER is given
+    python benchmarks/search.py index [FOLDER]       images a second; over made-up photographs unless a FOLDER is given
     python benchmarks/search.py query --rows 1000000    synthetic vectors: latency, memory, recall of the index
     python benchmarks/search.py query --rows 10000
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("what", choices=("index", "query", *STEPS), help="index or query; the others are their steps")
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--images", type=int, default=1500, help="made-up photographs (default 1500)")
-    parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="of each, in pixels (default 640 480)")
+    parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="width, height (default 640 480)")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int)
@@ -54,7 +54,7 @@ def step(name: str, *arguments: str) -> dict[str, Any]:
 
 
 class Memory:
-    """Peak resident memory in MB while this lasts: of this process, and of all its workers together."""
+    """Peak resident memory in MB inside the `with` block: of this process, and of all its workers together."""
 
     def __enter__(self) -> Memory:
         self.own = self.workers = 0.0
@@ -85,7 +85,7 @@ class Memory:
 
 
 def index(given: argparse.Namespace) -> None:
-    """Images a second: all that `steer index` does, and in turn only reading and one bare pass."""
+    """Images a second of all that `steer index` does, and of only reading and one bare pass. They run in turn."""
     with tempfile.TemporaryDirectory() as made:
         folder = given.folder or photographs(Path(made), given.images, tuple(given.size))
         workers = [] if given.workers is None else ["--workers", str(given.workers)]
@@ -178,7 +178,7 @@ def shrink(files: list[str], size: int) -> list[np.ndarray]:
 
 
 def query(given: argparse.Namespace) -> None:
-    """A gallery of synthetic evidence, searched for the goals of the embedded model's class names."""
+    """Search a gallery of synthetic evidence for the goals of the embedded model's class names."""
     from prior.captions import with_article
     from steering import Steerer
     from steering.search.hits import direction
@@ -207,7 +207,7 @@ def evidence(rows: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def fill(folder: str, rows: int) -> dict[str, float]:
-    """A gallery in the store's own format, without pixels."""
+    """Write a gallery in the store's own format, without pixels."""
     import lance
     import pyarrow as pa
     from einops import rearrange

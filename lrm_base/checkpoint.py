@@ -25,7 +25,7 @@ def start_accelerator(run: str | Path, precision: str, name: str, **options: Any
     from accelerate.utils import ProjectConfiguration
 
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else each of several CPU processes takes itself for the only one
+        cpu=not torch.accelerator.is_available(),  # else each CPU process believes that it is the only one
         mixed_precision=precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(Path(run) / "logs")),
@@ -36,7 +36,7 @@ def start_accelerator(run: str | Path, precision: str, name: str, **options: Any
 
 
 def agree(accelerator: Accelerator, own: bool) -> bool:
-    """The main process's answer, in every process. Answers of their own could differ, and then they would deadlock."""
+    """The main process's answer, in every process. Processes that answered for themselves could differ and deadlock."""
     import torch
 
     said = torch.tensor(float(own)).to(accelerator.device)

@@ -106,7 +106,7 @@ def _place(node: Any, path: Sequence[str], part: str, override: str) -> Any:
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise ValueError(f"{where}: got {node!r}, expected a group of keys or a list, since {part!r} is asked of it")
+        raise ValueError(f"{where}: got {node!r}, expected a group of keys or a list, since it has to hold {part!r}")
     entries = f"{len(node)} {'entry' if len(node) == 1 else 'entries'}"
     if not (part.isascii() and part.isdecimal()):
         raise ValueError(f"{where} is a list of {entries}: got {part!r}, expected the number of an entry, from 0 on")

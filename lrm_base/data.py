@@ -33,8 +33,8 @@ class DataConfig(Config):
         num_holdout: training leaves out that many rows at the end of the training split. Calibration uses them, since
             it needs images that the network has not seen.
         size: side of the stored squares, in pixels.
-        in_memory: decode every image once, at the start.
-        workers: loader processes; 0 loads in the calling process.
+        in_memory: whether to decode every image once, at the start.
+        workers: number of loader processes; 0 loads in the calling process.
     """
 
     source: str = HUB_TINY_IMAGENET
@@ -169,8 +169,8 @@ def training_batches(
     """Shuffled batches of one epoch. An incomplete last batch is dropped.
 
     Raises:
-        ValueError: a number is not a whole number of its range: `batch_size` from 1, `workers` and `epoch` from 0, and
-            `seed` from 0 to 2**32 − 1.
+        ValueError: a number is out of range. `batch_size` is at least 1, `workers` and `epoch` are at least 0, and
+            `seed` is from 0 to 2**32 − 1.
     """
     return DataLoader(
         images,
@@ -199,12 +199,13 @@ def image_tensors(
     """All images of a split, pixels in 0–1, and their labels (n,).
 
     Args:
-        source, num_holdout: see `DataConfig`. size: side s of the squares, in pixels.
+        source, num_holdout: see `DataConfig`.
+        size: side s of the squares, in pixels.
         classes: a model's table of classes. If it is given, the labels become rows of this table. The data set's class
             names are looked up in it as names or WordNet ids; without class names the labels are the rows.
 
     Raises:
-        ValueError: the data set has a class that the table does not have, or as `load_images`.
+        ValueError: the data set has a class that the table does not have. Or `load_images` raises it.
     """
     num_holdout = whole_number("num_holdout", num_holdout, 0)
     data = load_images(DataConfig(source=source, num_holdout=num_holdout), split)

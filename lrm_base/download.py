@@ -22,8 +22,8 @@ from lrm_base.card import sha256_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-ATTEMPTS = 3  # a broken connection is an error after that many attempts in a row without a new byte
-PAUSE = 1.0  # seconds of pause, times the number of such attempts so far
+ATTEMPTS = 3  # after that many attempts in a row without a new byte, a broken connection is an error
+PAUSE = 1.0  # seconds of pause after the first such attempt; twice as long after the second, and so on
 TIMEOUT = 30.0  # seconds without any answer, after which a connection counts as broken
 BLOCK = 1 << 18  # bytes
 NAMED_HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")

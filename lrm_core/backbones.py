@@ -59,7 +59,7 @@ class AttentionPool(nn.Module):
     """
 
     def forward(self, values: Any, templates: Any) -> Any:
-        """The weighted mean of `values` (b, c, h, w) over positions, (b, c). `templates` are responses (b, k, h, w) ≥ 0."""
+        """The weighted mean of values (b, c, h, w) over positions, (b, c). Templates respond with (b, k, h, w) ≥ 0."""
         weights = templates.mean(1, keepdim=True) + 1e-3
         return (values * weights).mean((2, 3)) / weights.mean((2, 3))
 

@@ -1,5 +1,5 @@
 """The laboratory: what steering does and what it does not do, measured. `steer evaluate` runs it.
 
-Each part measures one question. `parts.py` lists the parts. All else (the order of the results, the commands, the
-README's table, RESULTS.md, the page) follows from that list.
+Each part measures one question. `parts.py` lists the parts. The order of the results, the commands, the
+README's table, RESULTS.md and the page follow from that list.
 """

@@ -1,8 +1,8 @@
-"""Activations of every layer in every pass, as features of images. RDMs and encoding models are made of them.
+"""Activations of every layer in every pass, as features of images. RDMs and encoding models are made from them.
 
 Unusual: a layer is a source or a destination of feedback, or the output. It is read in each pass, steered or not. Maps
-are taken with all their positions. Where these are too many, a fixed sparse random projection (Li et al. 2006) reduces
-them; it is the same in every pass.
+keep all their positions. If a layer then has too many features, a sparse random projection (Li et al. 2006) reduces
+them. The projection is the same in every pass.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def pass_features(
 
     Args:
         pixels: normalised, as `Network.pixels` gives them.
-        project: applied to a layer's activations, batch by batch. None leaves them as they are.
+        project: function that reduces a layer's activations, batch by batch. None leaves them as they are.
     """
     model, defaults = network.model, network.defaults
     passes = defaults.passes if passes is None else passes

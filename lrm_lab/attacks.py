@@ -1,4 +1,4 @@
-"""Attacks within L∞ balls, and what is attacked: every pass, and a plain twin.
+"""Attacks within L∞ balls, and their targets: every pass, and a plain twin.
 
 FGSM (Goodfellow et al. 2015), PGD (Madry et al. 2018) and AutoAttack (Croce & Hein 2020) come from the Adversarial
 Robustness Toolbox. Its AutoAttack is APGD on cross-entropy and on the logits' difference ratio, DeepFool in place of
@@ -47,7 +47,7 @@ class Normalised(nn.Module):
 
 
 def make_targets(network: Network, plain: nn.Module | None) -> dict[str, nn.Module]:
-    """What is attacked: `pass1` to the last default pass, and `plain` if there is a plain twin."""
+    """The targets of attacks: `pass1` to the last default pass, and `plain` if there is a plain twin."""
     targets: dict[str, nn.Module] = {f"pass{k}": RolledOut(network, k) for k in range(1, network.defaults.passes + 1)}
     return targets if plain is None else {**targets, PLAIN: Normalised(plain, network.preprocessing)}
 
@@ -137,7 +137,8 @@ class Attacker:
         """The ensemble. Each attack gets what the ones before it could not fool.
 
         Args:
-            steps: of the attacks that follow gradients. queries: of Square.
+            steps: number of steps of the attacks that follow gradients.
+            queries: number of queries of Square.
         """
         from art.attacks import evasion
 

@@ -31,14 +31,15 @@ NO_CONTROLS = (
 
 
 class Bench:
-    """What parts are measured on.
+    """The model, the images and the scenes that parts are measured on.
 
     Attributes:
         asked: what was asked for.
-        steerer: the model that is measured. `network`: what it sees with.
+        steerer: the model that is measured.
+        network: the network of that model.
         scenes: number of scenes of each kind.
         draw: whether pictures that need the images are drawn while a part is measured.
-        pictures: the pictures that were drawn so, by the name of the part.
+        pictures: these pictures, by the name of the part.
     """
 
     def __init__(self, asked: Asked, *, draw: bool = False) -> None:
@@ -123,12 +124,12 @@ class Bench:
         }
 
     def controls_header(self) -> dict[str, Any]:
-        """What decides the numbers of the parts that controls appear in."""
+        """What decides the numbers of the parts that compare with controls."""
         paths = {} if self.folder is None else find_controls(self.folder)
         return {"controls_sha256": {name: _short_hash(path) for name, path in paths.items()}}
 
     def _parts(self) -> dict[str, str]:
-        """Hashes of the prior and the verdicts in the model's folder, as far as they are there."""
+        """Hashes of the prior and of the verdicts in the model's folder. A file that is not there is left out."""
         paths = [] if self.folder is None else [self.folder / "prior.safetensors", self.folder / "verdict.json"]
         return {path.stem: _short_hash(path) for path in paths if path.is_file()}
 

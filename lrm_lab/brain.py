@@ -35,7 +35,7 @@ PIXELS = "pixels"  # the baseline: the image as the network takes it
 
 @dataclass(frozen=True)
 class _Condition:
-    """What an RDM is of: a layer in a pass, unsteered or with a goal."""
+    """A layer in a pass, unsteered or with a goal. Each condition has an RDM."""
 
     layer: str
     number: int
@@ -70,7 +70,7 @@ def measure(
     seed: int = 0,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """Every layer, pass and goal against human and monkey IT. The module tells the methods.
+    """Compare every layer, pass and goal with human and monkey IT. The module's docstring tells the methods.
 
     Args:
         folder: see `load_brain92`.
@@ -86,8 +86,8 @@ def measure(
         was understood as. Intervals are 95 %, for people by the dual bootstrap, otherwise over images.
 
     Raises:
-        ValueError: too few samples, or files that `load_brain92` refuses. QueryError: there is no query, the control is
-            among the queries, or `Steerer.goal` refuses one of them.
+        ValueError: there are too few samples, or `load_brain92` refuses the files. QueryError: there is no query, the
+            control is among the queries, or `Steerer.goal` refuses one of them.
     """
     if isinstance(queries, str) or not queries:
         raise QueryError(f"queries: got {queries!r}, expected a list of at least one query")

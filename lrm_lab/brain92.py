@@ -1,6 +1,6 @@
 """The 92 object photographs of Kriegeskorte et al. (Neuron 2008), with RDMs of human and monkey IT, read and checked.
 
-Unusual: the mean human RDM is the mean of the same four people, no further evidence.
+Unusual: the mean human RDM is the mean of the same four people. So it is no further evidence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Brain92:
     """The data of Kriegeskorte et al., Neuron 2008, as rsatoolbox publishes them.
 
     Attributes:
-        images: uint8 RGB on grey.
+        images: the photographs, RGB on grey.
         flags: `human`, `face`, `animal`, `natural`, for each image.
         categories: such as "human face", for each image.
         people: RDMs (people, sessions, images, images), 1 − r of voxel patterns in human IT.

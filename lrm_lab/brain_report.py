@@ -1,4 +1,4 @@
-"""What is told of the similarity with the brain, and its figures."""
+"""The report on the similarity with the brain, with its figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrm_lab.writing import Section, change, correlation, direction, markdown_ta
 
 
 def sections(results: dict[str, Any]) -> list[Section]:
-    """How like those of the brain are the dissimilarities, and what do goals do to them?"""
+    """How similar are the network's RDMs to those of the brain, and what do goals do to them?"""
     return [(section(results), figures(results))]
 
 

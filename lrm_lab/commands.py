@@ -19,7 +19,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be measured, on what.
+    """A request to `steer evaluate`: what to measure, and on what.
 
     Attributes:
         what: one of `COMMANDS`, except `triplets`.
@@ -29,10 +29,10 @@ class Asked:
         brain: a folder with the 92 images and their RDMs; see `lrm_lab.brain92`.
         responses: an .npz file of your own responses; see docs/brain.md.
         triplets: a CSV of scenes; see `lrm_lab.triplets`. None takes those that came with the project, or draws them.
-        scenes: of each kind. None means 1000, or 60 if `quick`.
+        scenes: number of scenes of each kind. None means 1000, or 60 if `quick`.
         images: number of single images. None means all, or 500 if `quick`.
-        quick: few images and scenes, to see that everything runs.
-        seed: of scenes, attacks and pictures.
+        quick: whether to take few images and scenes, to see that everything runs.
+        seed: number that fixes the scenes, attacks and pictures.
     """
 
     what: str = ALL

@@ -20,7 +20,7 @@ from steering.network import Network
 from steering.rollouts import Unsteered, run_unsteered
 from steering.steerer import Steerer
 
-STRENGTHS = (0.25, 0.5, 0.65, 1.0)  # of the trained controls, beside the model's own default
+STRENGTHS = (0.25, 0.5, 0.65, 1.0)  # tried for the trained controls, beside the model's own default
 CONTROL_NAMES = {
     "constant": "constant on the goal's logit",
     "reweighted": "output plus the goal",
@@ -34,7 +34,7 @@ CONTROL_NAMES = {
 def run_controls(
     steerer: Steerer, trials: Trials, unsteered: Unsteered, goals: Float[Tensor, "m m"], trained: Mapping[str, Network]
 ) -> dict[str, TopOne]:
-    """Every control by its name, over constants or weights. All take the goals that were made for `steerer`.
+    """Measure every control, over constants or weights. All controls take the goals that were made for `steerer`.
 
     - `constant`: nats are added to the goal's unsteered logit, after the first pass or after the last.
     - `reweighted`: multiples of the whole standardised goal are added to the unsteered output.
@@ -42,7 +42,7 @@ def run_controls(
     - `plain`, if it was trained: a network without feedback, with the constant.
     - The other trained controls: steered at each of several strengths, with the constant.
 
-    Where there are several settings, the one is taken that finds most present goals at 5 % absent ones.
+    Of several settings, the one with the highest rate of present goals at 5 % absent ones is taken.
     """
     settings: dict[str, list[TopOne]] = {
         "constant": [constant_top_one(o, o, trials, CONSTANTS) for o in (unsteered.first, unsteered.last)]
@@ -80,7 +80,7 @@ def similarities(steerer: Steerer, pixels: Float[Tensor, "b 3 s s"], batch: int 
 
 
 def positive_gain(strength: Strength) -> float:
-    """The gain of positive feedback, of a strength that may be a pair (negative, positive)."""
+    """The gain of positive feedback in a strength, which may be a pair (negative, positive)."""
     return strength if isinstance(strength, int | float) else strength[1]
 
 

@@ -4,8 +4,8 @@ Each scene is looked at for a goal that is there and for one that is not. (The c
 blends; here are more kinds of scene.) Controls know the goal too, but lack long-range multiplicative feedback; see
 `composite_controls`. Steering is worth its cost where it finds more present goals at the same rate of absent ones.
 
-Unusual: a constant, in nats, is added to the goal's logit on both sides, and it is swept. Otherwise a network would win
-by saying yes more often.
+Unusual: a constant, in nats, is added to the goal's logit, for steering and for controls. It is swept. Otherwise a
+network would win by saying yes more often.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(
     sweep_scenes: int = 300,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything about the composites, for the JSON.
+    """Measure everything about the composites. Returns plain values for JSON.
 
     Args:
         triplets: one group for each kind of scene.

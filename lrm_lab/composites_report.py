@@ -1,4 +1,4 @@
-"""What is told of the composite challenge: what steering gains, what controls do, and at which strengths and passes."""
+"""The report on the composite challenge: what steering gains, what controls do, and sweeps of strength and passes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def gains(measured: dict[str, Any]) -> str:
 
 
 def controls(measured: dict[str, Any]) -> str:
-    """Is it more than a constant?"""
+    """Could something simpler than steering do the same?"""
     kinds = measured["kinds"]
     told = []
     for kind in (kind for kind in COMPOSITES if kind in kinds):

@@ -5,12 +5,12 @@ r"""Networks that could refute steering: the same backbone, trained the same way
 - `plain`: no feedback at all; its training steps went into seeing.
 
 The controls of an embedded model lie in `lrm_lab/weights/NAME/`. Those of a model folder of your own lie in its
-`controls/`. They are no part of the installed package: a checkout of the project has them. Without them everything else
-is measured all the same.
+`controls/`. The installed package lacks them; a checkout of the project has them. Without controls, everything else is
+still measured.
 
-Unusual: of a control only what differs from its backbone is kept. Of large tensors the difference is kept in 8 bits,
-with a scale for each output channel. That is closer to what was trained than the tensor itself in half precision, at
-half the bytes.
+Unusual: a control's file holds only the tensors that differ from its backbone. For large tensors it holds the
+difference in 8 bits, with a scale for each output channel. This takes half the bytes of the tensor in half precision,
+and is closer to what was trained.
 
     python -m lrm_lab.controls --model steering/models/lrm_mini additive=runs/lrm_additive/model
 """
@@ -40,7 +40,7 @@ def save_control(trained: str | Path, folder: str | Path, name: str) -> Path:
 
     Args:
         trained: its weights, a file `….safetensors`.
-        folder: the model's folder. Controls of an embedded model are kept in `lrm_lab/weights/`, else in `controls/`
+        folder: the model's folder. Controls of an embedded model are kept in `lrm_lab/weights/`, others in `controls/`
             of the folder.
         name: one of `NAMES`.
 

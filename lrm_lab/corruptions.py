@@ -1,7 +1,7 @@
 """Common corruptions at five severities, those of Tiny ImageNet-C (Hendrycks & Dietterich 2019).
 
-Unusual: the benchmark's lengths, such as the width of a blur, are of pictures of 64 px. Here they are scaled with the
-picture. Noise comes from a generator that is given.
+Unusual: the benchmark's lengths, such as the width of a blur, are meant for pictures of 64 px. Here they are scaled
+with the picture. Noise comes from a generator that the caller gives.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from steering.steerer import Steerer
 
 ALPHAS = tuple(float(alpha) for alpha in np.logspace(-4, 4, 17))  # features have mean square 1/p: the kernel's is 1
 MIN_FOLD = 4  # images; with fewer of them a correlation says nothing
-MIN_RELIABILITY = 0.1  # less reliable units have no ceiling that they could be measured against
+MIN_RELIABILITY = 0.1  # the noise ceiling of less reliable units is not used
 
 
 def reliability(values: Float[np.ndarray, "n u r"]) -> Float[np.ndarray, " u"]:
@@ -51,7 +51,7 @@ def fold_correlation(
     """Pearson's r of each unit within each fold, averaged over folds. It is 0 where it is undefined.
 
     Args:
-        weights: of the images; each row gives an r of its own.
+        weights: weights of the images; each row gives an r of its own.
     """
     total = np.zeros((len(weights), measured.shape[1]))
     for index in np.unique(fold):
@@ -77,7 +77,7 @@ def _predict(features: Float[np.ndarray, "n p"], measured: Float[np.ndarray, "n 
         train, test = fold != index, fold == index
         scaler = StandardScaler().fit(features[train])
         x, new = (scaler.transform(features[rows]) / np.sqrt(features.shape[1]) for rows in (train, test))
-        if x.shape[1] > len(x):  # ridge never leaves the span of its images: in a basis of it, the same and faster
+        if x.shape[1] > len(x):  # ridge weights lie in the span of the images; a basis of it is as good and faster
             basis = np.linalg.qr(x.T)[0]
             x, new = x @ basis, new @ basis
         predicted[test] = RidgeCV(ALPHAS, alpha_per_target=True).fit(x, measured[train]).predict(new)
@@ -93,18 +93,18 @@ def encode(
     num_bootstrap: int = 500,
     compare: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
-    """Predict every unit from every set of features. The module tells the method.
+    """Predict every unit from every set of features. The module's docstring tells the method.
 
     Args:
         features_by_layer: name → features, (n, p). Each set is tested on the same folds.
         responses: (n, units) or (n, units, repeats).
-        compare: pairs of names. Of each, the second's median r minus the first's is reported.
+        compare: pairs of names. For each pair, the second's median r minus the first's is reported.
 
     Returns:
         Plain values for JSON. `layers` holds, for each name, `r` (one for each unit), `median`, `interval` and, with
-        repeats, `normalised`: the median of r / ceiling over units whose reliability is at least 0.1. `differences` are
-        those of `compare`. `reliability` and `ceiling` are of each unit, or None. Intervals are 95 %, over images; the
-        regressions are not fitted again for them.
+        repeats, `normalised`: the median of r / ceiling over units whose reliability is at least 0.1. `differences` has
+        an entry for each pair of `compare`. `reliability` and `ceiling` have a value for each unit, or are None.
+        Intervals are 95 %, over images; the regressions are not fitted again for them.
 
     Raises:
         ValueError: there are no features, shapes do not agree, there are too few images, or `compare` has an unknown
@@ -189,8 +189,8 @@ def measure(
 
     Args:
         path: see `load_responses`.
-        quick: take the first and the last pass alone, a quarter of the random features, and at most 100 bootstrap
-            samples.
+        quick: whether to take the first and the last pass alone, a quarter of the random features, and at most 100
+            bootstrap samples.
 
     Returns:
         What `encode` returns, and `model`, `passes`, `strength`, `queries`, `file`, `subjects` (name → units) and

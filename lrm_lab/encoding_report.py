@@ -1,4 +1,4 @@
-"""What is told of encoding models of your own responses, and their figure."""
+"""The report on encoding models of your own responses, with its figure."""
 
 from __future__ import annotations
 

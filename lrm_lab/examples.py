@@ -59,11 +59,11 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What is shown, and what was counted.
+    """The trials that are shown, the failures, and how many there were.
 
     Attributes:
         shown: kind of scene → for each of its first trials, the present goal and the absent one.
-        failures: rule → items; see `RULES`. Each kind has at most as many as its trials that are shown.
+        failures: rule → items; see `RULES`. Each kind has at most as many failures as trials that are shown.
         counts: kind of scene → counts over all its trials; see `summary`.
     """
 
@@ -131,7 +131,7 @@ def _items(
     familiarity: Tensor,
     truth: Truth,
 ) -> list[Item]:
-    """The present or the absent goal of every trial, looked for."""
+    """Look for the present or the absent goal of every trial."""
     from torchvision.transforms.functional import to_pil_image
 
     scenes, classes = trials.scenes, trials.present if truth == "present" else trials.absent
@@ -200,9 +200,10 @@ def _failures(present: Sequence[Item], absent: Sequence[Item], placed: Sequence[
 def summary(examples: Examples) -> dict[str, Any]:
     """The examples as plain values for JSON, without pictures.
 
-    `kinds` counts, for each kind of scene: `trials`; `misses`, of as many present goals; `hallucinations`, of as many
-    absent goals; `placed`, the present goals that were answered “present” and whose object has a place; `misplaced`,
-    those of them whose heatmap peaks elsewhere; and `misplaced_by_chance`, how many would if peaks lay at random.
+    `kinds` counts, for each kind of scene: `trials`; `misses` among as many present goals; `hallucinations` among as
+    many absent goals; `placed`, the present goals that were answered “present” and whose object has a place;
+    `misplaced`, the placed goals whose heatmap peaks elsewhere; and `misplaced_by_chance`, how many would be misplaced
+    if peaks lay at random.
     """
     plain = {
         rule: [

@@ -1,4 +1,4 @@
-"""What is told of the examples: how often each rule found a failure, and pictures with heatmaps over scenes.
+"""The report on the examples: how often each rule found a failure, and pictures with heatmaps over scenes.
 
 Unusual: a heatmap colours the scene as strongly as steering acted there. A wrong verdict is written in red.
 """

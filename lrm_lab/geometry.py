@@ -1,7 +1,7 @@
 """Where the outputs of each pass lie: do classes lie further apart in a later pass, or when one is looked for?
 
-Unusual: all passes are shown in one plane, that of the first pass's two principal components. But what is measured, is
-measured on the whole outputs. The classes are those that are looked for, and others that the seed draws.
+Unusual: all passes are shown in one plane, that of the first pass's two principal components. But all
+measures are taken on the whole outputs. The classes are those that are looked for, and others that the seed draws.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def measure(
         per_class: most images of each class.
 
     Returns:
-        `classes` (index, name, images) and `labels` (of each point, its place in `classes`); `explained` (share of the
+        `classes` (index, name, images) and `labels` (for each point, its row in `classes`); `explained` (share of the
         variance by component); `images`, `seed`, `strength`, `passes`; and `panels`. A panel has a name, a goal, a
         target class and points (xy); the ratio of the variance between classes to that within them, and its difference
         from the first pass with a paired interval; the silhouette; the accuracy of the nearest neighbour; and the AUROC
@@ -53,7 +53,7 @@ def measure(
     targets = [int(vector.argmax()) for vector in vectors]
     for position, wanted in enumerate(goals_for):
         if isinstance(wanted, int):
-            targets[position] = wanted  # what is asked for, even if its words are understood as something else
+            targets[position] = wanted  # the class that was asked for, even if its words mean another one to the prior
     generator = torch.Generator().manual_seed(seed)
     classes = _draw_classes(labels, targets, num_classes, generator)
     picks = [torch.nonzero(labels == label)[:, 0] for label in classes]
@@ -104,7 +104,7 @@ def measure(
 
 
 def _goals(steerer: Steerer, goals_for: Sequence[str | int]) -> tuple[list[Tensor], list[str]]:
-    """Goal vectors, and the words that they were made of."""
+    """Goal vectors, and the words that they were made from."""
     count = len(steerer.class_names)
     wrong = [wanted for wanted in goals_for if isinstance(wanted, int) and not 0 <= wanted < count]
     if wrong:
@@ -131,13 +131,13 @@ def _ratio(
 ) -> Float[Tensor, " r+1"]:
     """Variance between classes over variance within them (traces; every class counts alike).
 
-    The first value is of the images as they are, the others are of resampled images.
+    The first value belongs to the images as they are, the others to resampled images.
     """
     means, within = [], []
     for own, weight in zip(outputs.split([len(group) for group in groups]), weights, strict=True):
         plain = torch.full((1, len(own)), 1 / len(own), dtype=own.dtype)
         mixed = torch.cat([plain, weight.to(own.dtype)])
-        centre = own.mean(0)  # near the means: no digits are lost in the difference of squares
+        centre = own.mean(0)  # values near zero lose no digits in the difference of squares
         mean = mixed @ (own - centre)
         within.append(mixed @ (own - centre).square().sum(1) - mean.square().sum(1))
         means.append(mean + centre)

@@ -1,4 +1,4 @@
-"""What is told of the geometry of the passes, and its figure."""
+"""The report on the geometry of the passes, with its figure."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from steering.steerer import Steerer
 
 @dataclass(frozen=True)
 class GoalSets:
-    """Goals of every class.
+    """Goals of every class, made in several ways.
 
     Attributes:
-        by: who makes them → (m, m), row = class.
-        familiarity: (m,), of the words of each class.
+        by: way of making goals → goals (m, m), row = class.
+        familiarity: (m,), how familiar the words of each class are.
     """
 
     by: Mapping[str, Tensor]

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from lrm_lab.writing import Section
 
-RESOLUTIONS = (150, 110, 80, 55)  # dots an inch: the first with which the page is small enough
+RESOLUTIONS = (150, 110, 80, 55)  # dots an inch; the first one is used with which the page is small enough
 MOST_BYTES = 15_000_000
 FACTS = {
     "model": "model",
@@ -76,7 +76,7 @@ def write_page(path: str | Path, title: str, results: Mapping[str, Any], section
     """Write the page.
 
     Args:
-        results: `FACTS` of it stand in the header, those that are there.
+        results: the header shows those of its values that `FACTS` names.
         sections: Markdown, and the figures that follow it. A figure's caption is its label (`Figure.set_label`), or
             its name. HTML in the Markdown is shown as text, and its images are links: nothing is fetched.
 
@@ -143,12 +143,12 @@ def _page(title: str, results: Mapping[str, Any], sections: Sequence[Section], d
 
 
 def _encoded(text: str) -> bytes:
-    """The text in UTF-8. Bytes of file names that are no text become escapes."""
+    """The text in UTF-8. Bytes of file names that are not valid text become escapes."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Those of `FACTS` that are there and not false: a quick run is told, a full one is not."""
+    """The facts of the header. Values that are missing or false are left out, such as `quick` of a full run."""
     there = {key: results[key] for key in FACTS if results.get(key) is not None and results[key] is not False}
     return [(FACTS[key], str(value)) for key, value in there.items()]
 
@@ -218,7 +218,7 @@ def _contents(entries: Sequence[tuple[int, str, str]]) -> list[str]:
 
 
 def _align(tokens: Sequence[Token]) -> None:
-    """Set columns to the right whose cells all begin with a number, and those that the Markdown sets to the right."""
+    """Align a column to the right if all its cells begin with a number, or if the Markdown aligns it to the right."""
     columns: list[list[tuple[Token, Token]]] = []  # (cell, its content) of each column, the head first
     place = 0
     for cell, content in zip(tokens, [*tokens[1:], *tokens[-1:]], strict=True):  # the last may close a table

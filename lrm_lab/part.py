@@ -1,4 +1,4 @@
-"""A part of the laboratory: what is measured, and how it is told."""
+"""A part of the laboratory: how it is measured, and how its numbers are reported."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Part:
 
     Attributes:
         name: its key in the results.
-        command: `steer evaluate COMMAND` measures it, among others.
-        arguments: what its command needs, as it is told under the section.
-        measure: its numbers, as plain values for JSON.
-        sections: of its numbers, the texts of RESULTS.md and the page, each with its figures.
-        rows: of its numbers, its rows of the README's table.
-        needs: the field of `Asked` without which it is left out.
+        command: `steer evaluate COMMAND` measures this part, and perhaps others.
+        arguments: the arguments that its command needs. They are shown under the section.
+        measure: function that measures it. It returns plain values for JSON.
+        sections: function from these values to its texts for RESULTS.md and the page, each with its figures.
+        rows: function from these values to its rows of the README's table.
+        needs: the field of `Asked` without which the part is left out.
         needs_verdict: whether it can be measured only where goals by words have a calibrated verdict.
         has_controls: whether its numbers depend on the trained controls.
         draws: whether it draws pictures while it is measured.
@@ -50,7 +50,7 @@ class Part:
 
     @property
     def is_in_table(self) -> bool:
-        """Whether the README's table has rows of it."""
+        """Whether the README's table has rows of this part."""
         return self.rows is not _no_rows
 
     def is_possible(self, asked: Asked) -> bool:

@@ -1,6 +1,6 @@
-"""Every part of the laboratory, in order. All else follows from this list: results, commands, table, RESULTS.md, page.
+"""Every part of the laboratory, in order. Results, commands, table, RESULTS.md and the page follow from this list.
 
-Each part is two modules: `X.py` measures, and `X_report.py` tells what was measured (sections, figures, table rows).
+Each part is two modules: `X.py` measures, and `X_report.py` reports what was measured (sections, figures, table rows).
 """
 
 from __future__ import annotations

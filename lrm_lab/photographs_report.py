@@ -1,4 +1,4 @@
-"""What is told of full-size photographs."""
+"""The report on full-size photographs."""
 
 from __future__ import annotations
 

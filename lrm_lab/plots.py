@@ -1,4 +1,4 @@
-"""Figures of stored numbers: of the composite challenge, and bars by layer and pass."""
+"""Figures that are drawn from stored numbers: those of the composite challenge, and bars by layer and pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def against(kinds: dict[str, Any], names: Mapping[str, str]) -> Figure:
     """Present goals at 5 % absent: steered and every control, with 95 % intervals of the steered rate.
 
     Args:
-        names: what the controls are called.
+        names: what each control is called in the figure.
     """
     figure, axes = _axes(9.0, 3.6)
     first = next(iter(kinds.values()))["at_equal_absent"]["5%"]
@@ -80,7 +80,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def offset(place: int, index: int, count: int) -> float:
-    """Where bar `index` of `count` stands in the group at `place`. All bars together are 0.8 wide."""
+    """The position of bar `index` of `count` in the group at `place`. All bars together are 0.8 wide."""
     return place + 0.8 * ((index + 0.5) / count - 0.5)
 
 

@@ -46,12 +46,13 @@ class Bootstrap:
     """Samples of the comparison of m model RDMs.
 
     Attributes:
-        values: (m, data), on all images: the mean over people, then the single RDMs.
-        people: (samples, m, 3), resampled over people and images, over people alone, and over images alone.
-        single: (samples, m, data), of single RDMs, resampled over images.
-        sd: (m,), standard error of a value, for people.
-        difference_sd: (m, m), standard error of a difference, for people.
-        quantile: of Student's t at 97.5 %, with people − 1 degrees of freedom.
+        values: (m, data), comparisons on all images: with people (their mean), then with each single RDM.
+        people: (samples, m, 3), comparisons with people, resampled over people and images, over people alone, and over
+            images alone.
+        single: (samples, m, data), comparisons with each single RDM, resampled over images.
+        sd: (m,), standard error of a comparison with people.
+        difference_sd: (m, m), standard error of the difference between two of these.
+        quantile: 97.5 % quantile of Student's t with people − 1 degrees of freedom.
     """
 
     values: Float[np.ndarray, "m d"]
@@ -93,7 +94,9 @@ def dual_bootstrap(
     Resampling makes pairs of an image with itself. They are left out, as in rsatoolbox.
 
     Args:
-        models: RDMs of models. people: of each person. single: of other brains, which are resampled over images alone.
+        models: RDMs of models.
+        people: RDMs of people, one for each person.
+        single: RDMs of other brains, which are resampled over images alone.
         person_draws, image_draws: which people and which images make each sample.
     """
     from rsatoolbox.inference import Result
@@ -147,7 +150,8 @@ def category_contrast(
     """Mean dissimilarity between a category and the rest, minus the mean within either.
 
     Args:
-        flag: which images are of the category. weights: of the images; each row gives a contrast of its own.
+        flag: which images are of the category.
+        weights: weights of the images; each row gives a contrast of its own.
     """
     between = flag[:, None] != flag[None]
     within = ~between & ~np.eye(len(flag), dtype=bool)

@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"(?<![\w.–-])[+−-]?\d+(?:[.,]\d+)*")
 
 
 def sections(results: dict[str, Any], pictures: Mapping[str, Mapping[str, Figure]] | None = None) -> list[Section]:
-    """The sections of every part that `results` holds, in order, each with the command that measures it.
+    """The sections of every part that `results` holds, in order. Each names the command that measures it.
 
     Args:
         pictures: figures that were drawn while a part was measured, by the name of the part. They follow its last

@@ -24,7 +24,7 @@ class Responses:
     Attributes:
         values: (images, units, repeats), in any unit of measurement; one repeat where nothing was repeated.
         images: a file for each row.
-        subjects: whose unit it is, for each unit; empty if the file does not say.
+        subjects: for each unit, the subject it belongs to; empty if the file does not say.
     """
 
     values: Float[np.ndarray, "n u r"]
@@ -39,8 +39,8 @@ def load_responses(path: str | Path) -> Responses:
     ones from the file's folder; `subject`, optional, one string or one for each unit.
 
     Raises:
-        ValueError: no such file or no npz, a key is missing, shapes that do not agree, values that are not finite,
-            units that never change, an image that is named twice, images that do not exist (they are listed).
+        ValueError: the file does not exist or is no npz; a key is missing; shapes do not agree; values are not finite;
+            a unit never changes; an image is named twice; or images do not exist (the message lists them).
     """
     path = Path(path)
     arrays = _arrays(path)

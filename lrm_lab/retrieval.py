@@ -2,7 +2,7 @@
 
 Unusual: the first pass is given its best chance. It ranks by the goal's support in its output, by the logit of the
 class itself (no words in between), and by places. A verdict that was fitted without steering ranks too. What looking
-gains is told against each of these.
+gains is reported against each of these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from steering.steerer import Steerer
 
 KINDS = ("blend", "side", "inset", "grid")  # two objects, two, two (one of them small), four
 DEPTHS = (32, RERANK, 512)  # candidates that are looked at
-SAID = (0.5, 0.8)  # from such a probability on, an image is said to show the goal
+SAID = (0.5, 0.8)  # probabilities from which on an image is said to show the goal
 
 
 def measure(
@@ -178,7 +178,7 @@ def _in_order(gallery: Gallery) -> list[dict[str, Any]]:
 
 
 def _count(hits: Hits, place: dict[str, int], truth: Bool[Tensor, " n"], right: dict[float, list[int]]) -> None:
-    """Add to `right`, for each level, how many of the images that are said to show the goal are right, and how many."""
+    """Add to `right`, for each level, how many images are said to show the goal rightly, and how many in all."""
     for hit in hits:
         for level, counts in right.items():
             if hit.probability is not None and hit.probability >= level:
@@ -187,7 +187,7 @@ def _count(hits: Hits, place: dict[str, int], truth: Bool[Tensor, " n"], right: 
 
 
 def average_precision(scores: Float[Tensor, "n q"], truth: Bool[Tensor, "n q"]) -> Float[Tensor, " q"]:
-    """Of every query, the mean of the precisions at the ranks of its right images, by scikit-learn."""
+    """For every query, the mean of the precisions at the ranks of its right images, by scikit-learn."""
     from sklearn.metrics import average_precision_score
 
     finite = scores.clamp(min=-1e9).double().numpy()

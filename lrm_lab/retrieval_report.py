@@ -1,4 +1,4 @@
-"""What is told of searching crowded scenes."""
+"""The report on searching crowded scenes."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def section(measured: dict[str, Any]) -> str:
     ]
     head = (
         "an image is said to show it from",
-        "right, of the images said",
-        "queries whose best image is said, and right",
-        "queries without a right image for which one is said",
+        "right, of the images said to show it",
+        "queries whose best image is said to show it, and does",
+        "queries without a right image for which one is said to show it",
     )
     lines = [
         "## Does looking find what is in crowded scenes?",
@@ -79,7 +79,7 @@ def section(measured: dict[str, Any]) -> str:
 
 
 def rows(measured: dict[str, Any]) -> list[Row]:
-    """mAP against the first pass, what looking adds to places, and how often something is wrongly said to be shown."""
+    """mAP against the first pass, what looking adds to places, and how often an image is wrongly said to show it."""
     ways, best, places = measured["ways"], measured["best_of_output"], measured["against"]["places"]
     own, gain = ways[f"steered {RERANK}"]["mAP"], measured["against"][best]["relative"]
     added = signed(places["difference"], places["interval"], 1, 3)

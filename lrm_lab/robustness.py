@@ -58,8 +58,8 @@ def differences(right: Mapping[str, Tensor], clean: Mapping[str, Tensor], seed: 
         right: for each target (n,), whether it is right, or the share of conditions in which it is.
         clean: for each target (n,), whether it is right about the undisturbed image.
 
-    Of each difference, `among_both` is the same over the images that both targets know undisturbed. It is None where
-    there is no such image.
+    `among_both` of a difference is the same difference over the images that both targets know undisturbed. It is None
+    where there is no such image.
     """
     passes = [name for name in right if name != PLAIN]
     pairs = [(name, passes[0]) for name in passes[1:]]
@@ -109,13 +109,13 @@ def measure(
         labels: classes.
         epsilons: radii of the L∞ balls, in units of 0–1.
         images: number of images that are drawn.
-        autoattack_images, check_images: so many of them, the first ones, for AutoAttack and for the checks.
+        autoattack_images, check_images: AutoAttack and the checks take so many of these images, the first ones.
         autoattack_epsilons: some of `epsilons`. None takes the second one, or the only one. The checks take the first
             of these.
         autoattack_steps, autoattack_queries: AutoAttack's budget. Its authors took 100 and 5000.
         more_steps: number of steps of PGD that shows whether 20 are enough.
-        severities: of the corruptions.
-        quick: few images and the first two ε, to see that everything runs.
+        severities: severities of the corruptions.
+        quick: whether to take few images and the first two ε, to see that everything runs.
 
     Raises:
         ValueError: pixels are of another size or outside 0–1, labels do not fit, or there is no image; an ε is not
@@ -188,7 +188,7 @@ class _Session:
     def survivors(
         self, name: str, start: Bool[Tensor, " n"], attack: Callable[[Attacker, Tensor, Tensor], Tensor]
     ) -> Bool[Tensor, " n"]:
-        """Of the images in `start`, those about which the target is still right after the attack."""
+        """The images in `start` about which the target is still right after the attack."""
         self.bar.update()
         index, right = start.nonzero()[:, 0], start.clone()
         if len(index):
@@ -215,7 +215,7 @@ def _attacked(session: _Session, epsilons: Sequence[float]) -> dict[str, dict[st
 def _autoattacked(
     session: _Session, epsilons: Sequence[float], images: int, steps: int, queries: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """By ε, accuracies of the first `images` and their `differences`."""
+    """Accuracies of the first `images` under AutoAttack, by ε, and their `differences`."""
     known = {name: right[:images] for name, right in session.clean.items()}
     few = torch.arange(len(session.labels)) < images
     results, intervals = {}, {}
@@ -231,7 +231,7 @@ def _autoattacked(
 
 
 def _masked_gradients(session: _Session, epsilon: float, images: int, more_steps: int) -> dict[str, Any]:
-    """Of the first `images`: `transfer`, every target on images that PGD made for each, and `more_steps` of PGD."""
+    """Check the first `images`: every target on what PGD made for each (`transfer`), and PGD with `more_steps`."""
     pixels, labels = session.pixels[:images], session.labels[:images]
     known = {name: right[:images] for name, right in session.clean.items()}
     transfer, longer = {}, {}
@@ -249,7 +249,7 @@ def _masked_gradients(session: _Session, epsilon: float, images: int, more_steps
 def _corrupted(
     session: _Session, severities: Sequence[int]
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Tensor]]:
-    """Accuracies by corruption and severity. And for each target and image, the share of these in which it is right."""
+    """Accuracies by corruption and severity, and for each target and image the share of these that it gets right."""
     results: dict[str, dict[str, dict[str, float]]] = {}
     shares = []
     generator = torch.Generator().manual_seed(session.seed)

@@ -1,4 +1,4 @@
-"""What is told of robustness, its figure, and checks against masked gradients (Athalye, Carlini & Wagner 2018)."""
+"""The report on robustness, with its figure and checks against masked gradients (Athalye, Carlini & Wagner 2018)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _accuracies(what: str, names: Sequence[str], rows: Sequence[tuple[str, Mappi
 
 
 def _means(by_severity: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """Of each target, the mean over the severities of a corruption."""
+    """For each target, the mean over the severities of a corruption."""
     return {name: sum(right[name] for right in by_severity.values()) / len(by_severity) for name in names}
 
 

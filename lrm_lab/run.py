@@ -1,4 +1,4 @@
-"""What `steer evaluate` does: measure the parts that were asked for, keep them, and write what they say."""
+"""Run `steer evaluate`: measure the parts that were asked for, store their numbers, and write the reports."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def evaluate(
     results: str | Path | None = None,
     report: str | Path | None = None,
 ) -> str:
-    """Measure what was asked for, or take stored numbers, and write what they say.
+    """Measure what was asked for, or take stored numbers, and write the reports.
 
     Args:
         output: where the numbers are kept as JSON, part by part. Parts of this file that were measured in the same way
             stay.
-        resume: whether parts of `output` that were measured in the same way are not measured again.
-        stored: results to be told instead of measuring anything.
-        readme: a Markdown file, in which the table between the markers is rewritten. It needs everything.
+        resume: whether to skip parts of `output` that were measured in the same way.
+        stored: a file of results. They are reported, and nothing is measured.
+        readme: a Markdown file, in which the table between the markers is rewritten. The table needs all parts.
         results: where the sections are written as Markdown.
-        report: where everything is written as one page, with pictures. It needs the images.
+        report: where everything is written as one page, with pictures. The pictures need the images.
 
     Returns:
         The README's table if everything was asked for, otherwise the sections of what was asked for.
@@ -125,7 +125,7 @@ def write_triplets_for(
     """Write which images make the composite scenes, as a CSV for `Asked.triplets`.
 
     Args:
-        model: whose classes the labels are; an embedded model or a folder.
+        model: an embedded model or a folder. The labels are its classes.
         source: labelled images; see `lrm_base.data.DataConfig`.
         scenes: number of scenes of each kind.
 

@@ -1,4 +1,4 @@
-"""What is told of single images."""
+"""The report on single images."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ NUM_RESAMPLES = 1000
 def rate_at(present: Float[Tensor, "r s"], absent: Float[Tensor, "r s"], level: float) -> Float[Tensor, " r"]:
     """The present rate where the absent rate reaches `level`, linear between settings. Each row stands on its own.
 
-    Settings run from cautious to eager. Where even the most eager stays below the level, its present rate is taken;
-    where even the most cautious exceeds it, a mixture of that setting and of never saying yes.
+    Settings run from cautious to eager. If even the most eager one stays below the level, its present rate is taken. If
+    even the most cautious one exceeds the level, it is mixed with never saying yes.
     """
     present, absent = (F.pad(rates, (1, 0)) for rates in (present, absent.cummax(1).values))
     above = absent >= level
@@ -45,7 +45,7 @@ def interval(values: Float[Tensor, " r"]) -> list[float]:
 
 
 def percentiles(values: Float[np.ndarray, " r"]) -> list[float]:
-    """The same as `interval`, of an array. The two may differ in the last bit."""
+    """The same as `interval`, for an array. The two may differ in the last bit."""
     return [float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))]
 
 
@@ -62,13 +62,13 @@ def mean_interval(values: Float[Tensor, " b"], weights: Float[Tensor, "r b"]) ->
 
 
 def against_controls(steered: TopOne, controls: Mapping[str, TopOne]) -> dict[str, Any]:
-    """Present rates at equal absent rates: steered, of each control, and the difference with its interval.
+    """Present rates at equal absent rates: with steering, for each control, and their difference with its interval.
 
     `best` names the strongest control.
 
     Args:
-        steered: over constants on the steered output, or over strengths. With constants on both sides, what is compared
-            is what the outputs know.
+        steered: counts over constants on the steered output, or over strengths. If steering and controls both get
+            constants, the comparison is between what their outputs know.
     """
     weights = resampling(len(steered.present))
     result: dict[str, Any] = {}

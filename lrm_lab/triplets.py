@@ -22,7 +22,7 @@ from lrm_core.trials import Triplets, draw
 
 COLUMNS = ("kind", "images", "labels", "square", "present", "absent")
 STORED = Path(__file__).parent.parent / "results" / "triplets" / "tiny_imagenet_valid.csv"
-NUM_SCENES = 1000  # of each kind, in the stored file
+NUM_SCENES = 1000  # scenes of each kind in the stored file
 SEED = 1000
 
 
@@ -49,7 +49,7 @@ def read_triplets(path: str | Path, labels: Int[Tensor, " n"], count: int | None
     """The triplets of a file, for a data set that has these labels.
 
     Args:
-        count: so many of each kind, the first ones. None takes all.
+        count: number of triplets of each kind, from the first on. None takes all.
 
     Raises:
         ValueError: the file is no such table, or was made for other images.
@@ -99,7 +99,7 @@ def triplets_for(
     if seed != SEED or count > NUM_SCENES:
         return draw_all(labels, num_classes, count, seed)
     if STORED.is_file():
-        with contextlib.suppress(ValueError):  # other images
+        with contextlib.suppress(ValueError):  # the stored file was made for other images
             return read_triplets(STORED, labels, count)
     return [group[:count] for group in draw_all(labels, num_classes, NUM_SCENES, seed)]
 

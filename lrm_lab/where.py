@@ -51,12 +51,13 @@ def measure(
     scenes: int = 500,
     ablation_scenes: int = 300,
 ) -> dict[str, Any]:
-    """Pointing, ablations and changes, for the JSON.
+    """Measure pointing, ablations and changes. Returns plain values for JSON.
 
     Args:
         triplets: one group for each kind of scene.
         pixels: labelled images, in 0–1.
-        scenes: number of scenes of each kind for the pointing game. ablation_scenes: for the rest.
+        scenes: number of scenes of each kind for the pointing game.
+        ablation_scenes: number of scenes of each kind for the rest.
     """
     goals = class_goals(steerer)
     placed = [group for group in triplets if group.kind in PLACES]

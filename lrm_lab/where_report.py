@@ -1,4 +1,4 @@
-"""What is told of where steering acts and of which connections carry it."""
+"""The report on where steering acts and on which connections carry it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lrm_lab.writing import Row, Section, bounds, markdown_table, percent, table
 
 
 def sections(where: dict[str, Any]) -> list[Section]:
-    """Which connections carry it, and where does it act?"""
+    """Which connections carry steering, and where does it act?"""
     return [
         (connections(where), {"taken away": plots.ablations(where["ablation"]["without"])}),
         (places(where), {"pointing game": plots.pointing(where["pointing"])}),
@@ -17,7 +17,7 @@ def sections(where: dict[str, Any]) -> list[Section]:
 
 
 def connections(where: dict[str, Any]) -> str:
-    """Which connections carry it?"""
+    """Which connections carry steering?"""
     entries = where["ablation"]["without"]
     base = entries["none"]
     drops = {n: base["present_at_5%"] - e["present_at_5%"] for n, e in entries.items() if n != "none"}
@@ -36,7 +36,7 @@ def connections(where: dict[str, Any]) -> str:
 
 
 def places(where: dict[str, Any]) -> str:
-    """Where does it act?"""
+    """Where does steering act?"""
     pointing = where["pointing"]
     shares = ", ".join(f"{percent(entry['steered'])} ({kind})" for kind, entry in pointing.items())
     better = [k for k, e in pointing.items() if e["difference_interval"][0] > 0]

@@ -1,4 +1,4 @@
-"""What is told of words that were kept out of training."""
+"""The report on words that were kept out of training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lrm_lab.writing import Row, Section, markdown_table, table_row
 
 
 def sections(words: dict[str, Any]) -> list[Section]:
-    """What do words mean to it?"""
+    """Does the model understand words that it was not trained on?"""
     lines = [
         "## What do words mean to it?",
         "",

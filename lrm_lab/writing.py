@@ -1,4 +1,4 @@
-"""What every section is written with: tables, shares, differences with their intervals, and what an interval allows."""
+"""Helpers that write the sections: tables, shares, differences with their intervals, and phrases for intervals."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def against_zero(interval: Sequence[float], above: str, below: str, level: str) 
 
 
 def direction(entries: Sequence[Mapping[str, Any]], what: str) -> str:
-    """One sentence: how many differences exclude 0, on which side, and how many would do so by chance."""
+    """One sentence: how many intervals exclude 0, on which side, and how many would do so by chance."""
     up = sum(entry["interval"][0] > 0 for entry in entries)
     down = sum(entry["interval"][1] < 0 for entry in entries)
     return (

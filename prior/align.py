@@ -39,8 +39,9 @@ class ImageAligner(nn.Module):
     """An OpenCLIP model's image tower and its loss against caption embeddings.
 
     Args:
-        visual: the image tower. mean, std: of the pixels that it expects, one number for each channel, pixels in 0–1.
-        scale: what cosines are multiplied by before the softmax, at the start; it is learned.
+        visual: the image tower.
+        mean, std: of each channel of the pixels that it expects, for pixels in 0–1.
+        scale: factor of the cosines before the softmax. It is learned, and this is its start.
     """
 
     def __init__(self, visual: nn.Module, mean: list[float], std: list[float], scale: float = 20.0) -> None:

@@ -117,7 +117,7 @@ def plural(noun: str) -> str:
 
 
 def _head(words: Sequence[str]) -> int:
-    """The place of the word that becomes plural: the word before the first preposition, or else the last word."""
+    """The index of the word that becomes plural: the word before the first preposition, or else the last word."""
     for index, word in enumerate(words[1:], start=1):
         if word in ("of", "in", "with", "on", "for"):
             return index - 1
@@ -175,7 +175,9 @@ class Caption:
     """A text and the classes that it means.
 
     Attributes:
-        noun: what was put into the template. labels: the classes. source: where the noun comes from.
+        noun: what was put into the template.
+        labels: the classes.
+        source: where the noun comes from.
     """
 
     text: str
@@ -193,7 +195,7 @@ class Vocabulary:
         held_out: words that must not reach a caption, in any case. Whole nouns are compared, and their plurals.
 
     Raises:
-        ValueError: an entry has no name, its `label` is not its place in the table, or the held-out words leave a class
+        ValueError: an entry has no name, its `label` is not its row in the table, or the held-out words leave a class
             without any name.
     """
 

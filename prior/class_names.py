@@ -36,8 +36,9 @@ class ClassNamesPrior(nn.Module):
     """A prior made of class names; build it with `from_names`. It is used like `prior.model.Prior`.
 
     Args:
-        embeddings: (m, n), of the class names, of unit length. profiles: (m, m), logits; row j is the goal of class j.
-        temperature: of the softmax over classes, in standard deviations of a query's cosines.
+        embeddings: (m, n), embeddings of the class names, of unit length.
+        profiles: (m, m), logits; row j is the goal of class j.
+        temperature: temperature of the softmax over classes, in standard deviations of a query's cosines.
 
     Raises:
         ValueError: the shapes do not fit, there are fewer than two classes, or the temperature is not positive.
@@ -89,8 +90,8 @@ class ClassNamesPrior(nn.Module):
             templates: sentences for a name. Their embeddings are averaged, as in CLIP's zero-shot classifier.
 
         Raises:
-            ValueError: both `outputs` and `classifier` are given, or one does not fit the number of names; or as
-                `embed_names`.
+            ValueError: both `outputs` and `classifier` are given, or one does not fit the number of names. Or
+                `embed_names` raises it.
         """
         if outputs is not None and classifier is not None:
             raise ValueError("outputs and classifier: expected at most one of them, got both")
@@ -127,7 +128,7 @@ class ClassNamesPrior(nn.Module):
         guidance: float = 1.0,
         seed: int = 0,
     ) -> Float[Tensor, "b s m"]:
-        """Goals in logits, in the shape that `Prior.sample` returns. Nothing is drawn: a text's samples are all alike.
+        """Goals in logits, in the shape that `Prior.sample` returns. Nothing is random: a text's samples are all alike.
 
         `steps`, `guidance` and `seed` are checked as in `Prior.sample`, but change nothing.
 
@@ -152,7 +153,8 @@ def embed_names(
     """The mean of each name's embeddings in all templates, of unit length.
 
     Args:
-        encode: function from texts to embeddings of unit length, (b, n). batch_size: texts for each call of `encode`.
+        encode: function from texts to embeddings of unit length, (b, n).
+        batch_size: number of texts for each call of `encode`.
 
     Raises:
         ValueError: there is no name or no template, or `names` is one string.
@@ -181,7 +183,7 @@ def classifier_profiles(weight: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
 
 
 def name_profiles(embeddings: Float[Tensor, "m n"]) -> Float[Tensor, "m m"]:
-    """How alike the name of each class is to the names of all, sharpened by a softmax.
+    """How like the name of each class is to the names of all classes, sharpened by a softmax.
 
     Each row is brought to mean 0 and standard deviation 1, as in `classifier_profiles`.
     """

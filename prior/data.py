@@ -28,7 +28,8 @@ class Texts:
     """Embedded texts and what they mean.
 
     Attributes:
-        embeddings: (t, N), of unit length. meanings: (t, M), probabilities over the classes.
+        embeddings: (t, N), of unit length.
+        meanings: (t, M), probabilities over the classes.
         weights: (t,), how often to draw each text.
     """
 
@@ -50,7 +51,7 @@ def soft_labels(
         members: 1 where an anchor means a class. The probability of an anchor is shared equally among its classes.
         handicaps: subtracted from the cosines with each anchor. Rare synonyms ("bear cat") need one, because they
             attract words that mean something else.
-        temperature: of the softmax.
+        temperature: temperature of the softmax.
     """
     share = members / members.sum(1, keepdim=True)
     parts = [((part @ anchors.T - handicaps) / temperature).softmax(1) @ share for part in embeddings.split(4096)]
@@ -108,8 +109,8 @@ def build_texts(
     Args:
         encode: function from texts to embeddings of unit length, (b, n).
         group_share, noun_share: shares of hypernyms and of further nouns among the drawn texts; the rest name a class.
-        temperature: of the softmax over cosines that gives a noun its classes.
-        nearest: the least cosine with some noun of the vocabulary. Of the nouns below it, one in ten is kept.
+        temperature: temperature of the softmax over cosines that gives a noun its classes.
+        nearest: the least cosine with some noun of the vocabulary. One in ten of the nouns below it is kept.
         synonym_handicap: subtracted from the cosines with synonyms.
     """
     captions = vocabulary.captions()
@@ -145,7 +146,9 @@ class Pairs:
     """Draws pairs at random: a text embedding, and the output for an image that the text fits.
 
     Args:
-        texts: embedded texts. outputs: (n, M), of n images. labels: (n,), the classes of these images.
+        texts: embedded texts.
+        outputs: (n, M), the backbone's outputs for n images.
+        labels: (n,), the classes of these images.
 
     Raises:
         ValueError: a class that a text means has no image, or a label is beyond the classes.

@@ -24,7 +24,8 @@ class Distiller(nn.Module):
 
     Args:
         class_targets: the teacher's embeddings of the class names, of unit length.
-        relational: weight of the two divergences in the loss. temperature: of the softmaxes that they compare.
+        relational: weight of the two divergences in the loss.
+        temperature: temperature of the softmaxes that the divergences compare.
     """
 
     def __init__(self, model: nn.Module, class_targets: Float[Tensor, "c n"], relational: float, temperature: float):
@@ -81,11 +82,12 @@ def measure(
     """Compare the text tower with the teacher on phrases of the pool, each put into a template.
 
     Args:
-        indices: of the phrases in the pool. class_indices: of the class names in the pool.
+        indices: indices of the phrases in the pool.
+        class_indices: indices of the class names in the pool.
 
     Returns:
-        cosine: mean cosine with the teacher's embeddings. top1, top5: how often the teacher's nearest class name is the
-        tower's nearest, or among its nearest five.
+        `cosine`, the mean cosine with the teacher's embeddings. `top1` and `top5`, how often the teacher's nearest
+        class name is the tower's nearest, or among its nearest five.
     """
 
     def embed(chosen: list[int]) -> Tensor:

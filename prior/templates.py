@@ -57,8 +57,8 @@ def encode_with_templates(
         sentences: a list of sentences with one `{}` each, or the name of a set.
 
     Raises:
-        ValueError: there is no name, no such set or no sentence, or a sentence has not exactly one `{}`; or as
-            `TextEncoder.encode`.
+        ValueError: there is no name, no such set or no sentence, or a sentence does not have exactly one `{}`. Or
+            `TextEncoder.encode` raises it.
     """
     if isinstance(sentences, str):
         sentences = templates(sentences)

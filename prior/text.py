@@ -1,8 +1,8 @@
 """Frozen text encoders: any OpenCLIP model as a function from texts to embeddings and token encodings.
 
 The embedded encoder (`steering/models/lrm_mini/text`) is an OpenCLIP model like any other: a JSON configuration and
-safetensors. After CLIP (Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). Unusual: a text that is too long raises
-an error and is not cut. Padding is not computed; the text tower is causal, so this changes no number.
+safetensors. It follows CLIP (Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). Unusual: a text that is too long
+raises an error and is not cut. Padding is not computed; the text tower is causal, so this changes no number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class TextEncoder:
     """A frozen text tower with its tokenizer.
 
     Attributes:
-        name: name of the model. width: N, width of the embeddings that `encode` returns.
+        name: name of the model.
+        width: N, width of the embeddings that `encode` returns.
         token_width: width of the encodings that `tokens` returns.
         context_length: how many tokens fit, start and end included.
         card: the weight card of a model folder; empty for other OpenCLIP models.

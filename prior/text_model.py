@@ -38,7 +38,8 @@ class VisionTowerConfig(Config):
 class AlignConfig(Config):
     """How the image tower learns.
 
-    data: images to learn from. num_validation: how many validation images to measure on.
+    data: images to learn from.
+    num_validation: how many validation images to measure on.
     patch_dropout: share of an image's patches that are left out in training (FLIP, Li et al. 2023).
     max_steps: stop after this many steps, or run all epochs if None.
     """
@@ -55,12 +56,17 @@ class AlignConfig(Config):
 class TextConfig(Config):
     """Everything that decides a run.
 
-    classes: a table of classes as JSON. synsets: WordNet's nouns, for `prior.phrases.read_synsets`.
-    other_names: .npz files with an array `names`, more things that photographs show.
-    synset_share: how far a noun's target leans towards its synonyms. num_sentences: short scenes among the phrases.
-    num_held_out: phrases that are never trained on. num_words: how many words of the tokenizer to add, the most
-    frequent first. letters: whether every token starts from its letters; otherwise it starts at random.
-    relational: weight of the two divergences. temperature: of the softmaxes that the divergences compare.
+    Attributes:
+        classes: a table of classes as JSON.
+        synsets: WordNet's nouns, for `prior.phrases.read_synsets`.
+        other_names: .npz files with an array `names`, more things that photographs show.
+        synset_share: how far a noun's target leans towards its synonyms.
+        num_sentences: number of sentences for short scenes among the phrases.
+        num_held_out: number of phrases that are never trained on.
+        num_words: how many words of the tokenizer to add, the most frequent first.
+        letters: whether every token starts from its letters; otherwise it starts at random.
+        relational: weight of the two divergences in the loss.
+        temperature: temperature of the softmaxes that the divergences compare.
     """
 
     name: str

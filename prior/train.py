@@ -31,13 +31,18 @@ from prior.text import TextEncoder
 class PriorTraining(Config):
     """Everything that decides a run.
 
-    outputs: a safetensors file that `lrm_core.outputs` wrote. text_encoder: a folder, or a name of OpenCLIP's.
-    text_pretrained: for a name, OpenCLIP's tag or a file of weights. classes: a table of classes as JSON, or `imagenet`
-    for the 1,000 names that torchvision carries. nouns: a `wnid<TAB>lemma, lemma` file of further nouns. held_out: a
-    JSON file whose keys are words that must not be trained on. timesteps: of the diffusion. text_drop: how often a text
-    is hidden. text_noise: length of the noise that is added to a text, whose own length is 1. images_per_goal: how many
-    outputs are averaged into one target. group_share, noun_share, temperature, nearest, synonym_handicap: see
-    `prior.data.build_texts`.
+    Attributes:
+        outputs: a safetensors file that `lrm_core.outputs` wrote.
+        text_encoder: a folder, or a name of OpenCLIP's.
+        text_pretrained: for a name, OpenCLIP's tag or a file of weights.
+        classes: a table of classes as JSON, or `imagenet` for the 1,000 names that torchvision carries.
+        nouns: a `wnid<TAB>lemma, lemma` file of further nouns.
+        held_out: a JSON file whose keys are words that must not be trained on.
+        timesteps: number of time steps of the diffusion.
+        text_drop: how often a text is hidden.
+        text_noise: length of the noise that is added to a text, whose own length is 1.
+        images_per_goal: how many outputs are averaged into one target.
+        group_share, noun_share, temperature, nearest, synonym_handicap: see `prior.data.build_texts`.
     """
 
     name: str

@@ -29,10 +29,10 @@ from prior.text_model import TextConfig, build_model, save_text_model
 
 
 def prepare_phrases(config: TextConfig, device: str) -> tuple[Phrasing, list[int], Tensor | None]:
-    """Everything that the training reads: the pool of phrases as tokens, and two things that go with it.
+    """Everything that the training reads: the phrases, the class names among them, and embeddings of the tokens.
 
     Returns:
-        The phrases as tokens; for each class, the place of its name in the pool; and the teacher's embedding of each
+        The phrases as tokens; for each class, the index of its name in the pool; and the teacher's embedding of each
         BPE token, (49408, 384), or None unless the configuration says `letters`.
     """
     from open_clip.tokenizer import _tokenizer as tokenizer

@@ -37,7 +37,7 @@ class Parts:
     """The parts of a `Steerer`.
 
     Attributes:
-        network: what sees.
+        network: the network, which looks at images.
         language: a function that loads the language. It is called once, when words first need to be understood.
         verdicts: a fitted verdict for each way of making goals; empty for a model that was not calibrated.
         prototypes: a function that loads the mean outputs of the classes, or gives None where the model has none. It is

@@ -40,7 +40,7 @@ class Steerer:
     The object holds no state between calls, so threads may share it.
 
     Attributes:
-        network: what sees: first passes, steered passes, class names, defaults.
+        network: the network, with its class names and defaults. It runs first passes and steered passes.
         verdicts: one for each way of making goals that was calibrated, by `Goal.source`.
     """
 

@@ -59,7 +59,7 @@ class Unreadable:
     Attributes:
         name, size, modified: as in `Entry`.
         reason: why, in one line.
-        kind: what it is.
+        kind: whether it is a file or a folder.
         passing: whether it may be readable another time, although the file stays as it is.
     """
 

@@ -71,7 +71,7 @@ def ray_engine(
 
     Args:
         model: the gallery's model, by name or folder; each actor loads it.
-        address: of a running cluster (`auto`, `ray://host:10001`). By default a cluster is started on this machine and
+        address: a running cluster (`auto`, `ray://host:10001`). By default a cluster is started on this machine and
             stopped at the end.
         workers: actors that hold the network; by default one for every two CPUs of the cluster.
         device: where the network of each actor runs.

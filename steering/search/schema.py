@@ -35,10 +35,13 @@ class GalleryCard:
 def image_schema(classes: int) -> pa.Schema:
     """The columns of `images.lance`.
 
-    path: key of the image (`steering.search.files.to_key`). sees: likeliest class by places. difference_hash: see
-    `steering.search.decode.difference_hash`. output: logits of the first pass. evidence: square root of the class
-    evidence by places, of length 1. pixels: (side, side, 3) bytes, what the network saw. first_pass: what a steered
-    pass starts from (`Network.pack`). The last two are null where they are not kept.
+    - `path`: key of the image (`steering.search.files.to_key`).
+    - `sees`: likeliest class by places.
+    - `difference_hash`: see `steering.search.decode.difference_hash`.
+    - `output`: logits of the first pass.
+    - `evidence`: square root of the class evidence by places, of length 1.
+    - `pixels`: (side, side, 3) bytes, what the network saw; null where they are not kept.
+    - `first_pass`: what a steered pass starts from (`Network.pack`); null where it is not kept.
     """
     vector = pa.list_(pa.float16(), classes)
     return pa.schema(
