@@ -7,6 +7,7 @@ import operator
 from typing import Any
 
 MOST_STRENGTH = 1000.0
+MOST_PASSES = 100  # over an image
 MOST_SEED = 2**63 - 1  # the largest seed that a torch generator takes
 MOST_TRAINING_SEED = 2**32 - 1  # a training multiplies its seed before a generator takes it
 

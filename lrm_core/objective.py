@@ -30,7 +30,7 @@ class GoalConfig(Config):
         kinds: weight of each kind of scene.
         absent: probability that the goal is not in the scene.
         hard: probability that an absent goal is one that the first pass ranks high. With such goals the network learns
-            better to tell a class from similar ones, but worse to tell it from all others; see LOG.md.
+            better to tell a class from similar ones, but worse to tell it from all others; see results/LOG.md.
         group: probability that a goal is a hypernym ("a dog") instead of one class.
         strength: range of the strength, drawn uniformly.
         margin: nats added to the goal's logits in the loss, at strength 1.

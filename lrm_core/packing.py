@@ -74,11 +74,13 @@ class Layout:
         Raises:
             ValueError: the numbers are those of another network.
         """
-        rows = torch.from_numpy(np.stack([np.frombuffer(row, np.float16) for row in packed])).to(device).float()
         shapes: list[Shape | list[int]] = [*self.stem.values(), *self.state.values()]
         expected = sum(map(prod, shapes))
-        if rows.shape[1] != expected:
-            raise ValueError(f"packed: got {rows.shape[1]} numbers an image, expected {expected}: of another network")
+        sizes = {len(row) for row in packed}
+        if sizes != {2 * expected}:
+            got = ", ".join(map(str, sorted(sizes))) or "none"
+            raise ValueError(f"packed: got {got} bytes an image, expected {2 * expected}: of another network")
+        rows = torch.from_numpy(np.stack([np.frombuffer(row, np.float16) for row in packed])).to(device).float()
         parts = iter(einops.unpack(rows, shapes, "images *"))
         shared = {node: value.to(device) if isinstance(value, Tensor) else value for node, value in self.shared.items()}
         return Stem({**shared, **{node: next(parts) for node in self.stem}}), State(

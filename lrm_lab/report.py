@@ -6,15 +6,17 @@ Unusual: a sentence says what the numbers say. Its words are chosen by comparing
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
+from lrm_lab.part import Part
 from lrm_lab.parts import PARTS
 from lrm_lab.writing import Section, markdown_table
 
+T = TypeVar("T")
 TITLE = "What steering does: {model}"
 BEGIN, END = "<!-- results: written by `steer evaluate --readme` -->", "<!-- end of results -->"
 _NUMBER = re.compile(r"(?<![\w.–-])[+−-]?\d+(?:[.,]\d+)*")
@@ -32,7 +34,7 @@ def sections(results: dict[str, Any], pictures: Mapping[str, Mapping[str, Figure
         if part.name not in results:
             continue
         command = f"steer evaluate {part.command} {part.arguments}{' --quick' if results.get('quick') else ''}"
-        own = part.sections(results[part.name])
+        own = _complete(part.sections, part, results)
         text, figures = own[-1]
         own[-1] = (text, {**figures, **(pictures or {}).get(part.name, {})})
         told += [(f"{text.rstrip()}\n\nMeasured by `{command}`.", figures) for text, figures in own]
@@ -49,8 +51,16 @@ def table(results: dict[str, Any]) -> str:
     missing = [part.name for part in parts if part.needs is None and part.name not in results]
     if missing:
         raise ValueError(f"the table needs {', '.join(missing)}, not measured here; use `steer evaluate all`")
-    rows = [row for part in parts if part.name in results for row in part.rows(results[part.name])]
+    rows = [row for part in parts if part.name in results for row in _complete(part.rows, part, results)]
     return markdown_table(("what", "measured", "bar"), rows)
+
+
+def _complete(tell: Callable[[dict[str, Any]], list[T]], part: Part, results: dict[str, Any]) -> list[T]:
+    """What is told of a part. Raises ValueError if its numbers are incomplete."""
+    try:
+        return tell(results[part.name])
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"results: part {part.name!r} is incomplete ({type(error).__name__}: {error})") from None
 
 
 def around(path: str | Path) -> tuple[str, str]:

@@ -59,13 +59,18 @@ def evaluate(
     """
     parts = parts_of(asked.what)
     if resume and output is None:
-        raise ValueError("resume: expected output as well, the results to go on with")
+        raise ValueError("resume: expected `output` as well, the results to go on with")
     if report is not None and stored is not None:
         raise ValueError("report: its pictures need the images, so that stored results cannot make them: measure again")
     if readme is not None:
         if asked.what != ALL:
             raise ValueError(f"readme: its table needs everything: got {asked.what!r}, expected {ALL!r}")
         around(readme)
+    for name, path in (("output", output), ("results", results), ("report", report)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{name}: got {path}, expected a file in a folder that exists")
+    if stored is None and asked.triplets is not None and not Path(asked.triplets).is_file():
+        raise ValueError(f"triplets: got {asked.triplets}, expected a file")
     pictures: Pictures = {}
     if stored is None:
         measured, pictures = measure(asked, parts, output=output, resume=resume, draw=report is not None)
@@ -99,8 +104,8 @@ def measure(
     """
     possible = [part for part in parts if part.is_possible(asked)]
     if not possible:
-        needs = " or ".join(str(part.needs) for part in parts)
-        raise ValueError(f"{parts[0].needs}: got None, expected {needs}")
+        needs = " or ".join(f"`{part.needs}`" for part in parts)
+        raise ValueError(f"{asked.what}: got nothing to measure on, expected {needs}")
     bench = Bench(asked, draw=draw)
     if any(part.needs_verdict for part in possible):
         verdict_of(bench.steerer)

@@ -25,8 +25,10 @@ def read_results(path: str | Path) -> dict[str, Any]:
         results = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path}: expected results of `steer evaluate` as JSON: {error}") from None
-    if not isinstance(results, dict) or "backbone_sha256" not in results:
-        raise ValueError(f"{path}: expected results of `steer evaluate`, got JSON without the model's hash")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(results, dict) or not {"model", "backbone_sha256"} <= results.keys():
+        raise ValueError(f"{path}: expected results of `steer evaluate`, got JSON without the model's name and hash")
     return results
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Goal:
-    """A goal for one network. It cannot be changed after it was made.
+    """A goal for one network. It cannot be changed after it was made. A goal equals only itself.
 
     Attributes:
         name: what the user wrote: words, a class, a file.
@@ -45,7 +45,16 @@ class Goal:
         familiarity: float = 1.0,
         terms: tuple[tuple[float, Goal], ...] = (),
     ) -> None:
-        """Keep a copy of `vector`, (M,)."""
+        """Keep a copy of `vector`, (M,).
+
+        Raises:
+            ValueError: `vector` is not a vector of finite floating-point numbers.
+        """
+        if not isinstance(vector, Tensor) or vector.ndim != 1 or not vector.is_floating_point():
+            shape = f" of shape {tuple(vector.shape)} and {vector.dtype}" if isinstance(vector, Tensor) else ""
+            raise ValueError(f"vector: got {type(vector).__name__}{shape}, expected a tensor (M,) of floats")
+        if not bool(vector.isfinite().all()):
+            raise ValueError(f"vector: got NaN or infinity among {len(vector)} numbers, expected finite ones")
         values = {"name": name, "source": source, "familiarity": familiarity, "terms": tuple(terms)}
         for key, value in {**values, "_vector": vector.detach().clone()}.items():
             object.__setattr__(self, key, value)

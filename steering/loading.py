@@ -62,7 +62,7 @@ def load(
         place = find_device(device)
         if str(model) in PUBLISHED_MODELS:
             return _published(str(model), prior, text, place)
-        return _folder(find_model(model), prior, text, place)
+        return _folder(find_model(model, PUBLISHED_MODELS), prior, text, place)
 
 
 def model_names() -> tuple[str, ...]:
@@ -70,14 +70,18 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in MODELS.iterdir() if (path / "backbone.json").is_file()))
 
 
-def find_model(name_or_folder: str | Path) -> Path:
-    """The folder of an embedded model, or the folder itself. Raises ValueError with the choices."""
+def find_model(name_or_folder: str | Path, others: tuple[str, ...] = ()) -> Path:
+    """The folder of an embedded model, or the folder itself.
+
+    Raises:
+        ValueError: there is no such model. The message lists the embedded models, and `others` that the caller takes.
+    """
     for folder in (Path(name_or_folder), MODELS / str(name_or_folder)):
         if (folder / "backbone.json").is_file():
             return folder
     raise ValueError(
         f"model: got {printable(str(name_or_folder))!r}, expected a folder with backbone.safetensors and backbone.json "
-        f"or one of {', '.join((*model_names(), *PUBLISHED_MODELS))}"
+        f"or one of {', '.join((*model_names(), *others))}"
     )
 
 
@@ -92,7 +96,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # `meta` makes tensors, too, but they hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError):
         usable = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         usable += ["mps"] if torch.backends.mps.is_available() else []

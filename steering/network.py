@@ -18,7 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lrm_base.checks import whole_number
+from lrm_base.checks import MOST_PASSES, whole_number
 from lrm_core import LRM, State, Steer, Stem
 from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
@@ -26,8 +26,6 @@ from lrm_core.packing import Layout
 from lrm_core.places import class_evidence
 from steering.heatmap import steering_heatmap
 from steering.images import squash
-
-MOST_PASSES = 100
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-PACKAGES = {"lrm_base": "card.py", "lrm_core": "feedback.py", "prior": "class_names.py"}  # a file of each
+PACKAGES = {"lrm_base": "card.py", "lrm_core": "feedback.py", "lrm_lab": "part.py", "prior": "class_names.py"}
 MARK = "lrm-steering"  # stands in the __init__.py of each
 
 
@@ -29,13 +29,19 @@ def check(package: str) -> None:
     if package != "steering":
         return
     for name, file in PACKAGES.items():
-        found = _folder(name)
-        if found is None:
-            raise ShadowedError(f"package {name!r} of lrm-steering is missing: install lrm-steering again")
-        folder, init = found
-        if folder is None or not (folder / file).is_file():
+        if name in sys.modules and getattr(sys.modules[name], "__spec__", None) is None:
             raise ShadowedError(
-                f"{init} hides the package {name!r} of lrm-steering: rename that file, or uninstall the package that "
+                f"a module {name!r} that this program made hides the package of lrm-steering: rename it"
+            )
+        place = _folder(name)
+        if place is None:
+            raise ShadowedError(f"package {name!r} of lrm-steering is missing: install lrm-steering again")
+        folder, init = place
+        if folder is None:
+            raise ShadowedError(f"{init} hides the package {name!r} of lrm-steering: rename that file")
+        if not (folder / file).is_file():
+            raise ShadowedError(
+                f"{init} hides the package {name!r} of lrm-steering: rename its folder, or uninstall the package that "
                 f"brought it (`pip uninstall {name}`)"
             )
         if MARK not in init.read_text(errors="replace"):

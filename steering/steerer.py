@@ -165,9 +165,11 @@ class Steerer:
         try:
             vector = prototypes.goal(class_name)
         except ValueError as error:
-            raise QueryError(str(error)) from None
+            told = str(error).removeprefix("name_or_index: ")
+            raise QueryError(f"class_name: got {class_name!r}, expected a class that has a prototype: {told}") from None
         return Goal(class_name, vector.to(self.network.device), "prototype")
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def image_goal(self, image: ImageLike, *, passes: int | None = None) -> Goal:
         """A goal without words: the output of the last unsteered pass over another image.

@@ -164,6 +164,10 @@ def test_errors_of_the_library_speak_of_options():
     assert parser.translate("rerank: got -1, expected more") == "--rerank: got -1, expected more"
     assert parser.translate("query_image: got 3") == "--query-image: got 3"
     assert parser.translate("colour: got red") == "colour: got red"
+    assert parser.translate("gallery: no such file or folder") == "gallery: no such file or folder"  # a folder's name
+    assert (
+        parser.translate("top: got 3 with `rerank` 0, see `nothing`") == "--top: got 3 with --rerank 0, see `nothing`"
+    )
     assert parser.translate("failed before (json=True tells more)") == "failed before (--json tells more)"
     assert parser.translate("x.jpg: no such file") == "x.jpg: no such file"
 

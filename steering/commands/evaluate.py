@@ -5,19 +5,21 @@ Unusual: this is the one module of the product that imports the laboratory.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
+from lrm_base.checks import MOST_SEED
 from lrm_lab.commands import COMMANDS, TRIPLETS, Asked
 from steering.commands import options
 
 EPILOG = """\
 examples:
-  steer evaluate all --source DATA --photos PHOTOS --brain BRAIN92 --output results.json --report report.html
+  steer evaluate all --source DATA --photos PHOTOS --brain BRAIN92 --output results/results.json --report report.html
   steer evaluate all --source DATA --quick                  the same on fewer images, in minutes
-  steer evaluate all --source DATA --output results.json --resume    go on after an interruption
-  steer evaluate all --from results.json --readme README.md --results RESULTS.md    rewrite them from stored numbers
+  steer evaluate all --source DATA --output results/results.json --resume    go on after an interruption
+  steer evaluate all --from results/results.json --readme README.md --results results/RESULTS.md
   steer evaluate composites --source FOLDER                 scenes of any ImageFolder (valid/<class>/*) or hub data set
   steer evaluate triplets --source FOLDER --output t.csv    write down which images make the scenes
   steer evaluate search --source DATA --output r.json       searching crowded scenes
@@ -52,7 +54,7 @@ def make_parser() -> options.Parser:
     parser.add_argument("--quick", action="store_true", help="few images and scenes: to see that it works")
     parser.add_argument(
         "--seed",
-        type=options.whole(0, options.MOST_SEED),
+        type=options.whole(0, MOST_SEED),
         default=Asked.seed,
         metavar="N",
         help=f"seed of the scenes, attacks and pictures (default {Asked.seed})",
@@ -74,6 +76,7 @@ def run(argv: Sequence[str]) -> int:
     """Run `steer evaluate` with these arguments. Returns the exit code; wrong usage raises SystemExit(2)."""
     parser = make_parser()
     given = parser.parse_args(argv)
+    _refuse_idle_options(parser, given)
     options.plain_streams()
     with parser.usage_errors(extra="evaluate"):
         from lrm_lab.run import evaluate, write_triplets_for
@@ -99,3 +102,20 @@ def run(argv: Sequence[str]) -> int:
     if not given.output and not given.stored:
         print("steer: nothing was kept; --output FILE writes the numbers", file=sys.stderr)
     return 0
+
+
+TELLING = ("readme", "results", "report")
+MEASURING = ("model", "prior", "device", "source", "photos", "brain", "responses", "triplets", "scenes", "images")
+
+
+def _refuse_idle_options(parser: options.Parser, given: argparse.Namespace) -> None:
+    """Options that would change nothing are an error: somebody expects something of them."""
+    idle: tuple[str, ...] = ()
+    if given.what == TRIPLETS:
+        idle, where = (*TELLING, *MEASURING[1:3], *MEASURING[4:8], "images", "quick", "resume", "stored"), "triplets"
+    elif given.stored:
+        idle, where = (*MEASURING, "quick", "seed", "output", "resume"), "--from, which measures nothing"
+    told = [name for name in idle if getattr(given, name) != parser.get_default(name)]
+    if told:
+        spelled = ", ".join("--from" if name == "stored" else f"--{name}" for name in told)
+        parser.error(f"{spelled}: not used with {where}")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lrm_base.checks import MOST_PASSES
 from steering import __version__
 from steering.commands import options
 
@@ -87,7 +88,7 @@ def make_parser() -> options.Parser:
         help="gain of the steered feedback: one number, or negative,positive",
     )
     steering.add_argument(
-        "--passes", type=options.whole(2, 100), metavar="N", help="passes over an image; the first is unsteered"
+        "--passes", type=options.whole(2, MOST_PASSES), metavar="N", help="passes over an image; the first is unsteered"
     )
     return parser
 
@@ -106,7 +107,10 @@ def run(argv: Sequence[str]) -> int:
 
         images = expand(given.images)
         if given.output is not None:
-            _make_folder(given.output)
+            try:
+                os.makedirs(given.output, exist_ok=True)
+            except OSError as error:
+                parser.error(f"--output {given.output}: {error.strerror}")
 
         from steering.steerer import Steerer
 
@@ -148,13 +152,6 @@ def run(argv: Sequence[str]) -> int:
                     write(f"steer: {printable(path)}: not written ({error.strerror or error})", sys.stderr)
                     failed = True
     return 1 if failed else 0
-
-
-def _make_folder(folder: str) -> None:
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output: {folder}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -15,11 +15,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lrm_base.checks import MOST_SEED, MOST_STRENGTH
+
 MOST = 1_000_000_000
-MOST_SEED = 2**63 - 1
 GALLERY_VARIABLE = "STEER_GALLERY"
-_ARGUMENT = re.compile(r"^(\w+): ")
+_ARGUMENT = re.compile(r"^(\w+): (?=got |expected |its )")  # a file may be called like an argument
 _SWITCH = re.compile(r"\b(\w+)=True\b")
+_NAMED = re.compile(r"`(\w+)`")
+ALIASES = {"class_name": "--prototype", "stored": "--from"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,10 +43,11 @@ class Parser(argparse.ArgumentParser):
         options = self._option_string_actions
 
         def option(name: str) -> str | None:
-            spelled = f"--{name.replace('_', '-')}"
+            spelled = ALIASES.get(name, f"--{name.replace('_', '-')}")
             return spelled if spelled in options else None
 
-        message = _SWITCH.sub(lambda match: option(match[1]) or match[0], message)
+        for pattern in (_SWITCH, _NAMED):
+            message = pattern.sub(lambda match: option(match[1]) or match[0], message)
         return _ARGUMENT.sub(lambda match: f"{option(match[1]) or match[1]}: ", message)
 
     @contextlib.contextmanager
@@ -89,9 +93,11 @@ def strength(text: str) -> float | tuple[float, float]:
     """The type of `--strength`: a number, or two as negative,positive."""
     with contextlib.suppress(ValueError):
         numbers = [float(part) for part in text.split(",")]
-        if all(math.isfinite(n) and 0 <= n <= 1000 for n in numbers) and len(numbers) in (1, 2):
+        if all(math.isfinite(n) and 0 <= n <= MOST_STRENGTH for n in numbers) and len(numbers) in (1, 2):
             return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-    raise argparse.ArgumentTypeError(f"got {text!r}; expected a number from 0 to 1000, or two as negative,positive")
+    raise argparse.ArgumentTypeError(
+        f"got {text!r}; expected a number from 0 to {MOST_STRENGTH:g}, or two as negative,positive"
+    )
 
 
 def words(text: str) -> str:

@@ -25,7 +25,6 @@ from lrm_base import checks
 from lrm_core.feedback import Strength
 from steering.errors import GalleryError, ImageError, printable
 from steering.goals import Goal
-from steering.network import MOST_PASSES
 from steering.search.engine import Engine, local_engine
 from steering.search.files import file_of, to_key, to_path
 from steering.search.hits import Hit, Hits, direction, ranked, unseen
@@ -195,7 +194,7 @@ class Gallery:
                     f"threshold: got {threshold:g} with `rerank` 0, expected `rerank` of at least 1 with it"
                 )
         strength = None if strength is None else checks.strength(strength)
-        passes = None if passes is None else checks.whole_number("passes", passes, 2, MOST_PASSES)
+        passes = None if passes is None else checks.whole_number("passes", passes, 2, checks.MOST_PASSES)
         start = time.perf_counter()
         goal = self.goal(query, seed=seed)
         total = self.store.count(where)
@@ -206,7 +205,8 @@ class Gallery:
         looks = look_for(self.store, self.steerer, goal, candidates, strength=strength, passes=passes)
         if threshold is not None and looks.alone is None:
             raise ValueError(
-                f"threshold: {self.store.card.model} has no calibrated verdict for goals by {goal.source!r}"
+                f"threshold: got {threshold:g}, but {self.store.card.model} has no calibrated verdict for goals by "
+                f"{goal.source!r}"
             )
         share = None if looks.alone is None or not candidates else frequency(looks.alone, total)
         hits = [*ranked(candidates, looks, share, self.steerer.verdicts, goal), *map(unseen, rows[rerank:])]

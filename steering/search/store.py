@@ -57,6 +57,11 @@ class Store:
         address = os.fspath(uri)
         if "://" not in address:
             address = os.path.abspath(address)
+        scheme, separator, rest = address.partition("://")
+        if separator and not rest.strip("/"):
+            raise GalleryError(
+                f"{printable(address)}: nothing follows {scheme}://; expected for example {scheme}://bucket/gallery"
+            )
         images = Table(_join(address, "images.lance"), options)
         metadata = images.metadata()
         if metadata is None:

@@ -40,8 +40,9 @@ def test_a_steered_pass_is_the_same_from_what_was_stored(mini: LRM):
 
 def test_what_is_of_another_network_is_refused(mini: LRM):
     layout = Layout.of(mini, 64)
-    with pytest.raises(ValueError, match=r"packed: got 4 numbers an image, expected \d+: of another network"):
-        layout.unpack([b"\0" * 8], torch.device("cpu"))
+    for packed, got in (([b"\0" * 8], "8"), ([b"\0" * 3], "3"), ([b"\0" * 8, b"\0" * 6], "6, 8"), ([], "none")):
+        with pytest.raises(ValueError, match=rf"packed: got {got} bytes an image, expected \d+: of another network"):
+            layout.unpack(packed, torch.device("cpu"))
 
 
 class Shaped(nn.Module):

@@ -217,8 +217,8 @@ def test_examples_are_drawn_for_the_page(asked, tmp_path):
         ("all", {"readme": __file__.replace("test_run", "conftest")}, "expected the markers"),
         ("everything", {}, "what: got 'everything', expected all, composites, search, examples, robustness, brain"),
         ("triplets", {}, "what: got 'triplets', expected all"),
-        ("all", {"resume": True}, "resume: expected output as well"),
-        ("brain", {}, "brain: got None, expected brain or responses"),
+        ("all", {"resume": True}, "resume: expected `output` as well"),
+        ("brain", {}, "brain: got nothing to measure on, expected `brain` or `responses`"),
         ("all", {"stored": "x.json", "report": "x.html"}, "report: its pictures need the images"),
     ],
 )

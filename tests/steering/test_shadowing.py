@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Our packages as an installation lays them, without the weights."""
-    for package in ("lrm_base", "lrm_core", "prior", "steering"):
-        shutil.copytree(ROOT / package, tmp_path / "site" / package, ignore=shutil.ignore_patterns("models", "*.pyc"))
+    for package in ("lrm_base", "lrm_core", "lrm_lab", "prior", "steering"):
+        ignore = shutil.ignore_patterns("models", "weights", "*.pyc")
+        shutil.copytree(ROOT / package, tmp_path / "site" / package, ignore=ignore)
     shutil.copyfile(ROOT / "steer_cli.py", tmp_path / "site" / "steer_cli.py")
     return tmp_path / "site"
 
@@ -55,6 +56,11 @@ def test_another_package_installed_over_ours_is_told_with_the_remedy(copy: Path)
     assert "belongs to another package called 'prior'" in done.stderr
     assert "pip uninstall prior" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_module_that_a_program_made_is_told(copy: Path):
+    done = run("import sys, types; sys.modules['prior'] = types.ModuleType('prior'); import steering", copy)
+    assert "a module 'prior' that this program made hides" in done.stderr.splitlines()[-1]
 
 
 def test_a_missing_package_is_told(copy: Path):

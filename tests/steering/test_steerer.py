@@ -57,6 +57,14 @@ def test_a_goal_cannot_be_changed_from_outside(each):
     assert torch.equal(pickle.loads(pickle.dumps(goal)).vector, vector)
 
 
+@pytest.mark.parametrize(
+    "vector", [torch.tensor(3.0), torch.zeros(2, 3), torch.zeros(6, dtype=torch.long), torch.full((6,), float("nan"))]
+)
+def test_what_cannot_be_a_goal_is_refused(vector):
+    with pytest.raises((ValueError, TypeError)):  # the shape checker may come first
+        Goal("odd", vector, "image")
+
+
 def test_every_query_may_be_words_or_a_goal(each):
     goal = each.goal("a teapot")
     assert each.goal(goal) is goal
@@ -307,7 +315,9 @@ def test_an_images_goal_is_what_the_last_unsteered_pass_says_of_it(toy):
 
 
 def test_a_class_without_a_prototype_is_told_with_the_choices(toy, copy):
-    with pytest.raises(QueryError, match="choices: cat, beagle"):
+    with pytest.raises(
+        QueryError, match=r"class_name: got .zebra., expected a class that has a prototype: .*choices: cat, beagle"
+    ):
         toy.prototype_goal("zebra")
     (copy / "prototypes.safetensors").unlink()
     with pytest.raises(QueryError, match=r"has no prototypes; `python -m lrm_core\.prototypes`"):
@@ -396,7 +406,7 @@ def test_a_model_without_a_trained_prior_speaks_by_its_class_names(copy, toy_fol
         Steerer.load(toy_folder, prior="ridge")
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
 def test_a_device_that_does_not_exist_is_refused(toy_folder, device):
     with pytest.raises(ValueError, match=f"device: got '{device}', which cannot be used here; choices: cpu"):
         Steerer.load(toy_folder, device=device)
