@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("index", "search", "evaluate")
 LOOK = "look"  # what `steer` does without the name of a command
 
 
@@ -24,8 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: with code 2 for wrong usage, as argparse does.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name, rest = (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in COMMANDS else (LOOK, arguments)
+    if arguments[:1] == ["help"]:  # `steer help search` is `steer search --help`
+        arguments = [*arguments[1:2], "--help"]
     try:
+        from steering.commands import COMMANDS
+
+        name, rest = (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in COMMANDS else (LOOK, arguments)
         return import_module(f"steering.commands.{name}").run(rest)
     except KeyboardInterrupt:
         print("steer: interrupted", file=sys.stderr)

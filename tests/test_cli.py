@@ -136,6 +136,34 @@ def test_class_names_are_listed(capsys: pytest.CaptureFixture[str], steerer: obj
     assert tuple(capsys.readouterr().out.splitlines()) == steerer.class_names  # type: ignore[attr-defined]
 
 
+def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("help") == 0
+    assert "steer --query" in capsys.readouterr().out
+    assert steer("help", "search") == 0
+    assert "Search a gallery" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["index"], ["search"], ["evaluate"]])
+def test_every_command_tells_the_version(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("-V", "--version"):
+        assert steer(*command, option) == 0
+        assert capsys.readouterr().out == f"steer {steering.__version__}\n"
+
+
+def test_a_misspelt_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("serach", "a dog") == 2
+    assert "'serach' is no command and no file; did you mean `steer search`?" in capsys.readouterr().err
+    assert steer("photo.jpg") == 2
+    assert 'nothing to look for: add --query "a dog"' in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "steering", "--version"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == f"steer {steering.__version__}\n"
+
+
 def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert steer("--version") == 0
     assert capsys.readouterr().out == f"steer {steering.__version__}\n"

@@ -122,6 +122,7 @@ def test_the_contact_sheet_is_drawn(tmp_path: Path, capsys, monkeypatch: pytest.
     ("arguments", "message"),
     [
         (["search"], "expected one thing to look for"),
+        (["search", "a", "dog"], 'put the words in quotes: steer search "a dog"'),
         (["search", "a cat", "--query-image", "x.jpg"], "expected one thing to look for"),
         (["search", "a cat", "--gallery", "/nowhere/at/all"], "no gallery there; `steer index FOLDER"),
         (["search", "a cat", "--where", "widht > 3"], "--where"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -11,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrm_base.checks import MOST_PASSES
-from steering import __version__
-from steering.commands import options
+from steering.commands import COMMANDS, options
 
 if TYPE_CHECKING:
     from steering.look import Look
@@ -77,7 +77,6 @@ def make_parser() -> options.Parser:
     parser.add_argument("--top", type=options.whole(1), default=5, metavar="N", help="classes to show (default 5)")
     options.add_printing(parser, "one JSON object a line instead of tables")
     parser.add_argument("--list-classes", action="store_true", help="print the names that the model tells apart")
-    parser.add_argument("--version", action="version", version=f"steer {__version__}")
     steering = parser.add_argument_group("steering")
     options.add_model(steering)
     options.add_language(steering)
@@ -98,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
     parser = make_parser()
     given = parser.parse_intermixed_args(argv)
     if not given.list_classes and not (given.queries or given.prototypes or given.query_images):
-        parser.error('nothing to look for: add --query "a dog", --prototype or --query-image')
+        parser.error(f"nothing to look for: {_missing_query(given.images)}")
     if not given.list_classes and not given.images:
         parser.error("no images: name files, folders, globs, or a sample such as sample:cat")
     options.plain_streams()
@@ -152,6 +151,14 @@ def run(argv: Sequence[str]) -> int:
                     write(f"steer: {printable(path)}: not written ({error.strerror or error})", sys.stderr)
                     failed = True
     return 1 if failed else 0
+
+
+def _missing_query(images: Sequence[str]) -> str:
+    """What to do where nothing was asked for. A first word may be a misspelt command."""
+    near = difflib.get_close_matches(images[0], COMMANDS, n=1) if images else []
+    if near and not os.path.exists(images[0]):
+        return f"{images[0]!r} is no command and no file; did you mean `steer {near[0]}`?"
+    return 'add --query "a dog", --prototype or --query-image'
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lrm_base.checks import MOST_SEED, MOST_STRENGTH
+from steering import __version__
 
 MOST = 1_000_000_000
 GALLERY_VARIABLE = "STEER_GALLERY"
@@ -37,6 +38,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.add_argument("-V", "--version", action="version", version=f"steer {__version__}")
 
     def translate(self, message: str) -> str:
         """An error of the library in the words of these options."""

@@ -40,7 +40,7 @@ def make_parser() -> options.Parser:
     """The parser of `steer search`."""
     usage = 'steer search [options] "a dog"'
     parser = options.Parser("search", usage, "Search a gallery by looking for what is named.", EPILOG)
-    parser.add_argument("query", nargs="?", metavar="QUERY", help="words, or terms joined by + and -")
+    parser.add_argument("query", nargs="*", metavar="QUERY", help="words in quotes, or terms joined by + and -")
     options.add_gallery(parser)
     options.add_model(parser)
     options.add_language(parser)
@@ -62,7 +62,11 @@ def run(argv: Sequence[str]) -> int:
     """Run `steer search` with these arguments. Returns the exit code; wrong usage raises SystemExit(2)."""
     parser = make_parser()
     given = parser.parse_args(argv)
-    if (given.query is None) == (given.query_image is None):
+    if len(given.query) > 1:
+        quoted = " ".join(given.query)
+        parser.error(f'got {len(given.query)} queries, expected one; put the words in quotes: steer search "{quoted}"')
+    query = given.query[0] if given.query else None
+    if (query is None) == (given.query_image is None):
         parser.error('expected one thing to look for: words such as "a dog", or --query-image FILE')
     if given.contact_sheet and not os.path.isdir(os.path.dirname(os.path.abspath(given.contact_sheet))):
         parser.error(f"--contact-sheet {given.contact_sheet}: no such folder")
@@ -81,10 +85,10 @@ def run(argv: Sequence[str]) -> int:
 
         steerer = Steerer.load(given.model, prior=given.prior, text=given.text, device=given.device)
         gallery = Gallery.open(place, steerer, create=False)
-        if given.query_image is not None:
+        if query is None:
             goal = steerer.image_goal(given.query_image)
         else:
-            goal = gallery.goal(given.query, seed=given.seed)
+            goal = gallery.goal(query, seed=given.seed)
         hits = gallery.search(
             goal, top=given.top, rerank=given.rerank, where=given.where, threshold=given.threshold, seed=given.seed
         )
