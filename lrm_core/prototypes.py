@@ -81,7 +81,7 @@ class Prototypes:
         if wanted.isdecimal():
             return self._find(int(wanted))
         by_plain = {_plain(name): name for name in self.names}
-        near = difflib.get_close_matches(_plain(wanted), by_plain, n=5, cutoff=0.5)
+        near = difflib.get_close_matches(_plain(wanted), by_plain, n=5, cutoff=0.6)
         some = [by_plain[name] for name in near] or list(self.names[:5])
         raise ValueError(f"name_or_index: no class {wanted!r} among {len(self.names)}; choices: {', '.join(some)}, …")
 

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -26,12 +25,12 @@ from prior.captions import with_article
 from steering.evidence import UNSTEERED, features, support
 from steering.goals import Goal
 from steering.rollouts import class_goals, run_unsteered
-from steering.search.gallery import RERANK, Gallery, Hits
+from steering.search.gallery import RERANK, Gallery
 from steering.steerer import Steerer
 
 KINDS = ("blend", "side", "inset", "grid")  # two objects, two, two (one of them small), four
 DEPTHS = (32, RERANK, 512)  # candidates that are looked at
-SAID = (0.5, 0.8)  # probabilities from which on an image is said to show the goal
+PAGE = 10  # hits of a page of results
 
 
 def measure(
@@ -126,11 +125,11 @@ def _search(
     place = {row["path"]: number for number, row in enumerate(_in_order(gallery))}
     names = ["places", *(f"steered {depth}" for depth in DEPTHS), "prototype", "oracle"]
     scores = {name: torch.full(truth.shape, -torch.inf) for name in names}
-    said: dict[str, list[tuple[float, bool]]] = {"there": [], "not there": [], "uncorrected": []}
-    right: dict[float, list[int]] = {level: [0, 0] for level in SAID}
+    said = {"present": 0, "present_rightly": 0, "false": 0, "false_alone": 0, "images_said": 0, "images_right": 0}
+    expected = 0.0
     for label in tqdm(asked, desc="searches", disable=None):
         query = with_article(steerer.class_names[label])
-        hits = gallery.search(query, top=count, rerank=max(DEPTHS))
+        hits = gallery.search(query, top=count, rerank=max(DEPTHS), fold=False)
         nearest = sorted(hits, key=lambda hit: -hit.score)
         rows = [place[hit.path] for hit in nearest]
         score = torch.tensor([hit.score for hit in nearest])
@@ -140,29 +139,24 @@ def _search(
             scores[f"steered {depth}"][rows, label] = torch.cat([1 + looked, score[depth:].clamp(max=0.999)])
         inside = truth[rows, label].float()
         scores["oracle"][rows, label] = torch.cat([1 + inside[:RERANK], score[RERANK:].clamp(max=0.999)])
-        there = gallery.search(query, top=RERANK)
-        _count(there, place, truth[:, label], right)
-        best = there[0]
-        said["there"].append((best.probability or 0.0, bool(truth[place[best.path], label])))
-        nowhere = gallery.search(query, top=RERANK, where=f"path NOT LIKE '%-c{label}-%'")
-        said["not there"].append((max(hit.probability or 0.0 for hit in nowhere), False))
-        said["uncorrected"].append((max(hit.alone or 0.0 for hit in nowhere), False))
+        there = gallery.search(query, top=PAGE)
+        right = [bool(truth[place[hit.path], label]) for hit in there.present]
+        said["images_said"] += len(right)
+        said["images_right"] += sum(right)
+        expected += there.expected
+        said["present"] += there.answer == "present"
+        said["present_rightly"] += there.answer == "present" and bool(truth[place[there[0].path], label])
+        nowhere = gallery.search(query, top=PAGE, where=f"path NOT LIKE '%-c{label}-%'")
+        said["false"] += nowhere.answer == "present"
+        said["false_alone"] += bool(nowhere.present)
         goal: Goal = steerer.prototype_goal(steerer.class_names[label])
-        by_mean = gallery.search(goal, top=count)
+        by_mean = sorted(gallery.search(goal, top=count, fold=False), key=lambda hit: -hit.score)
         rows = [place[hit.path] for hit in by_mean]
-        values = [1 + (hit.alone or 0.0) if hit.looked_at else min(hit.score, 0.999) for hit in by_mean]
+        values = [1 + (hit.alone or 0.0) for hit in by_mean[:RERANK]]
+        values += [min(hit.score, 0.999) for hit in by_mean[RERANK:]]
         scores["prototype"][rows, label] = torch.tensor(values)
-    rates = {
-        f"{level:g}": {
-            "answered": float(np.mean([p >= level for p, _ in said["there"]])),
-            "found_rightly": float(np.mean([p >= level and ok for p, ok in said["there"]])),
-            "false": float(np.mean([p >= level for p, _ in said["not there"]])),
-            "false_uncorrected": float(np.mean([p >= level for p, _ in said["uncorrected"]])),
-            "images_said": right[level][1],
-            "images_right": right[level][0],
-        }
-        for level in SAID
-    }
+    rates: dict[str, Any] = {name: said[name] / len(asked) for name in said if not name.startswith("images")}
+    rates |= {name: said[name] for name in ("images_said", "images_right")} | {"images_expected": expected}
     return scores, rates
 
 
@@ -175,15 +169,6 @@ def _in_order(gallery: Gallery) -> list[dict[str, Any]]:
         return order[kind], int(rest.partition("-")[0])
 
     return sorted(gallery.images(), key=key)
-
-
-def _count(hits: Hits, place: dict[str, int], truth: Bool[Tensor, " n"], right: dict[float, list[int]]) -> None:
-    """Add to `right`, for each level, how many images are said to show the goal rightly, and how many in all."""
-    for hit in hits:
-        for level, counts in right.items():
-            if hit.probability is not None and hit.probability >= level:
-                counts[0] += bool(truth[place[hit.path]])
-                counts[1] += 1
 
 
 def average_precision(scores: Float[Tensor, "n q"], truth: Bool[Tensor, "n q"]) -> Float[Tensor, " q"]:

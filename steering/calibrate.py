@@ -28,6 +28,7 @@ from lrm_core.trials import Trials, make_trials, top1
 from lrm_core.weights import held_out_rows
 from prior.captions import Vocabulary, with_article
 from prior.data import read_nouns, vocabulary_anchors
+from steering.calibrate_words import fit_familiarity, read_words, write_familiarity
 from steering.evidence import FEATURES, UNSTEERED, Verdict, expand, features, save_verdicts
 from steering.network import Defaults, Network
 from steering.rollouts import Unsteered, class_goals, run_steered, run_unsteered
@@ -51,6 +52,8 @@ class CalibrationConfig(Config):
         scenes: number of scenes of each kind.
         share_unknown: share of the absent goals that are nouns outside the vocabulary.
         share_hypernym: share of the goals that are hypernyms.
+        familiar_words: the lists of words that choose which queries are unfamiliar; see `steering.calibrate_words`.
+            Without them, none is.
     """
 
     backbone: str
@@ -62,6 +65,7 @@ class CalibrationConfig(Config):
     classes: str
     nouns: str | None = None
     held_out: str | None = None
+    familiar_words: str | None = None
     passes: list[int] = [2, 3]
     num_samples: int = 16
     sampling_steps: int = 10
@@ -296,6 +300,10 @@ def calibrate(config: CalibrationConfig) -> None:
         print(f"{way}: verdict on {len(answers)} trials, {right:.1%} right")
     save_verdicts(folder / "verdict.json", verdicts, network.card["sha256"])
     print(f"features: {', '.join(FEATURES)}")
+    if config.familiar_words:
+        found = fit_familiarity(steerer.language, *read_words(config.familiar_words))
+        write_familiarity(folder, found)
+        print(f"familiar words: {json.dumps(found)}")
 
 
 def main(argv: list[str] | None = None) -> None:

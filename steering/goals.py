@@ -26,9 +26,12 @@ class Goal:
         familiarity: cosine of the words with the nearest words that the network knows. It is 1 for goals without words.
         terms: the goals that this one was combined from, each with its weight. A weight below zero marks what should
             not be there. Empty for a goal that was not combined.
+        notes: what the network does not look at in the query, such as a colour; one sentence each.
+        unfamiliar: why no answer can be trusted, if the query is not among the words that the network can judge. Empty
+            otherwise. The verdict on an unfamiliar goal is `unsure`.
     """
 
-    __slots__ = ("_vector", "familiarity", "name", "source", "terms")
+    __slots__ = ("_vector", "familiarity", "name", "notes", "source", "terms", "unfamiliar")
 
     _vector: Tensor
 
@@ -36,6 +39,8 @@ class Goal:
     source: str
     familiarity: float
     terms: tuple[tuple[float, Goal], ...]
+    notes: tuple[str, ...]
+    unfamiliar: str
 
     def __init__(
         self,
@@ -44,6 +49,8 @@ class Goal:
         source: str,
         familiarity: float = 1.0,
         terms: tuple[tuple[float, Goal], ...] = (),
+        notes: tuple[str, ...] = (),
+        unfamiliar: str = "",
     ) -> None:
         """Keep a copy of `vector`, (M,).
 
@@ -56,7 +63,8 @@ class Goal:
         if not bool(vector.isfinite().all()):
             raise ValueError(f"vector: got NaN or infinity among {len(vector)} numbers, expected finite ones")
         values = {"name": name, "source": source, "familiarity": familiarity, "terms": tuple(terms)}
-        for key, value in {**values, "_vector": vector.detach().clone()}.items():
+        more = {"notes": tuple(notes), "unfamiliar": unfamiliar, "_vector": vector.detach().clone()}
+        for key, value in {**values, **more}.items():
             object.__setattr__(self, key, value)
 
     @property
@@ -65,6 +73,15 @@ class Goal:
         vector: Tensor = self._vector
         return vector.clone()
 
+    @property
+    def is_complement(self) -> bool:
+        """Whether everything in the query is unwanted: "- a cat", "a photo without a cat".
+
+        The vector of such a goal is that of the unwanted things, so that the network looks for these. The probability
+        is that none of them is there.
+        """
+        return bool(self.terms) and all(weight < 0 for weight, _ in self.terms)
+
     def __setattr__(self, key: str, value: Any) -> NoReturn:
         raise AttributeError(f"a Goal cannot be changed, got {key} = …; make a new Goal instead")
 
@@ -72,7 +89,15 @@ class Goal:
         raise AttributeError(f"a Goal cannot be changed, got del {key}; make a new Goal instead")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Goal, (self.name, self._vector, self.source, self.familiarity, self.terms)
+        return Goal, (
+            self.name,
+            self._vector,
+            self.source,
+            self.familiarity,
+            self.terms,
+            self.notes,
+            self.unfamiliar,
+        )
 
     def __repr__(self) -> str:
         return f"Goal({self.name!r}, {len(self._vector)} logits, source={self.source!r})"

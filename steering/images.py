@@ -1,27 +1,24 @@
 """Image input: whatever a user names becomes one upright RGB photograph, or one clear line that says why not.
 
-Unusual: only formats of photographs are opened, since EPS would start Ghostscript. The number of pixels is checked
-before any pixel is decoded. Pillow's warnings never reach the user. Colour profiles are not applied.
+`decoding.py` reads files, and `tones.py` brings deep pixels to 8 bits.
 """
 
-import contextlib
 import glob
 import os
 import stat
-import warnings
-from collections.abc import Iterable, Iterator
-from io import BytesIO
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from steering.errors import ImageError, UnavailableError, printable
+from steering import tones
+from steering.decoding import MAX_PIXELS as MAX_PIXELS
+from steering.decoding import decode, one_line, one_line_errors, upright_rgb
+from steering.errors import ImageError, printable
 
-MAX_PIXELS = 100_000_000
 MAX_BYTES = 1_000_000_000  # the largest file that is read: eight bytes for each pixel, and more
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"),
@@ -47,9 +44,11 @@ def image_name(image: Any) -> str:
 def open_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray) -> Image.Image:
     """One upright RGB image, 8 bits a channel, at its full size. The result is a new object; `source` is not changed.
 
-    EXIF rotation is applied. 16 bits are scaled to 8 over their full range. Transparency is put on white. A file with
-    several frames gives its first frame, and a PIL image gives the frame that it stands at. `.info["note"]` tells of
-    transparency and of frames.
+    EXIF rotation is applied. 16 bits are scaled to 8: over the range that the file tells, over their full range, or as
+    10, 12 or 14 bits where all values lie that low. Transparency is put on white. A file with several frames gives its
+    first frame, and a PIL image gives the frame that it stands at. A JPEG or JPEG 2000 file of more than 100 megapixels
+    is shrunk while it is decoded. Of a JPEG or PNG file that lacks its last bytes, what is there is taken if that is
+    more than half. `.info["note"]` tells of each of these, except of EXIF and of ranges that the file tells.
 
     Args:
         source: one of these:
@@ -60,19 +59,20 @@ def open_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray) -> 
             - an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16, bool, or of floats from 0 to 1.
 
     Raises:
-        ImageError: the file is missing, not a regular file, empty, truncated or not an image; it has more than 100
-            megapixels; there is no such sample; or `source` is something else.
+        ImageError: the file is missing, not a regular file, empty, damaged or not an image; it has more than 100
+            megapixels and cannot be shrunk; there is no such sample; or `source` is something else.
     """
     if isinstance(source, np.ndarray):
-        return _upright_rgb(_from_array(source), "array")
+        picture, note = _from_array(source)
+        return upright_rgb(picture, "array", note)
     if isinstance(source, Image.Image):
         label = printable(getattr(source, "filename", "") or "image")
         try:
-            return _upright_rgb(source, label)
+            return upright_rgb(source, label)
         except OSError as error:  # opened elsewhere, and decoded only here
-            raise ImageError(f"{label}: {_one_line(error)}") from None
+            raise ImageError(f"{label}: {one_line(error)}") from None
     if isinstance(source, bytes):
-        return _decode(source, "image")
+        return decode(source, "image")
     if not isinstance(source, str | os.PathLike):
         raise ImageError(_unknown_kind(source))
     name = os.fsdecode(source)
@@ -93,7 +93,7 @@ def _unknown_kind(source: Any) -> str:
 def read_file(name: str | os.PathLike) -> bytes:
     """The bytes of an image file, for `open_image`. Raises ImageError if it is missing, empty, too large or no file."""
     label = printable(name)
-    with _one_line_errors(label):
+    with one_line_errors(label):
         _check_file(os.fsdecode(name), label)
         return Path(name).read_bytes()
 
@@ -145,17 +145,9 @@ def _images_below(folder: str) -> list[str]:
 
 def _open_file(name: str) -> Image.Image:
     label = printable(name)
-    with _one_line_errors(label):
+    with one_line_errors(label):
         _check_file(name, label)
-        return _decode(name, label)
-
-
-def _decode(source: str | bytes, label: str) -> Image.Image:
-    """A file, or the bytes of one."""
-    with _one_line_errors(label), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or harmless
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            return _upright_rgb(image, label)
+        return decode(name, label)
 
 
 def _check_file(name: str, label: str) -> None:
@@ -172,90 +164,9 @@ def _check_file(name: str, label: str) -> None:
         raise ImageError(f"{label}: {status.st_size / 1e9:.1f} GB, more than the {MAX_BYTES / 1e9:.1f} that are read")
 
 
-@contextlib.contextmanager
-def _one_line_errors(label: str) -> Iterator[None]:
-    try:
-        yield
-    except ImageError:
-        raise
-    except MemoryError:
-        raise UnavailableError(f"{label}: needs more memory than there is") from None
-    except FileNotFoundError:
-        raise UnavailableError(f"{label}: no such file") from None
-    except PermissionError:
-        raise UnavailableError(f"{label}: may not be read (permission denied)") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{label}: is not an image of a kind that is read ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{label}: more than the {MAX_PIXELS / 1e6:.0f} megapixels that are opened") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        if isinstance(error, OSError) and error.errno is not None:  # the system, not a decoder
-            raise UnavailableError(f"{label}: cannot be read ({error.strerror})") from None
-        raise ImageError(f"{label}: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    reason = printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
-    return f"is damaged ({reason[:160]})"
-
-
-def _upright_rgb(image: Image.Image, label: str) -> Image.Image:
-    """8-bit RGB, turned as its EXIF tag says, without transparency. Reads the pixels."""
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(f"{label}: has no pixels ({width} × {height})")
-    if width * height > MAX_PIXELS:
-        megapixels = f"{width * height / 1e6:.0f} megapixels ({width} × {height})"
-        raise ImageError(f"{label}: {megapixels}, more than the {MAX_PIXELS / 1e6:.0f} that are opened")
-    notes = []
-    if _is_animated(image):
-        frame = image.tell() + 1
-        notes.append(f"has several frames: {'the first' if frame == 1 else f'number {frame}'} is used")
-    image.load()
-    try:
-        turned = ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block does not spoil the pixels
-        turned = image
-    if turned.mode in ("I", "F") or turned.mode.startswith("I;16"):
-        turned = _eight_bits(turned, label)
-    if turned.has_transparency_data:
-        rgba = turned.convert("RGBA")
-        alpha = rgba.getchannel("A")
-        if np.asarray(alpha).min() < 255:
-            notes.append("is partly transparent: put on white")
-        rgb = Image.new("RGB", rgba.size, "white")
-        rgb.paste(rgba, mask=alpha)
-    else:
-        rgb = turned.convert("RGB")
-        rgb = rgb.copy() if rgb is image else rgb
-    rgb.info = {"note": "; ".join(notes)} if notes else {}
-    return rgb
-
-
-def _is_animated(image: Image.Image) -> bool:
-    try:  # an MPO is one photograph and its auxiliaries, as telephones write it
-        return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
-    except Exception:  # counting the frames of a damaged file; its first may still be whole
-        return False
-
-
-def _eight_bits(image: Image.Image, label: str) -> Image.Image:
-    """Mode L from 16 or 32 bits or floats: 16 bits over their full range, others over the range that they show."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError(f"{label}: has pixels that are not finite numbers")
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif image.mode == "F" and low >= 0 and high <= 255:
-        low, high = 0.0, 255.0
-    elif low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    scaled = (values - low) * (255 / (high - low) if high > low else 0)
-    return Image.fromarray(scaled.round().astype(np.uint8))
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray) -> tuple[Image.Image, str | None]:
+    """The image, and a note if its values were stretched."""
+    note = None
     got = f"array: got shape {array.shape} of {array.dtype}"
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -264,14 +175,14 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
-        array = (array / 257).round().astype(np.uint8)
+        array, note = tones.deep_array(array)
     elif np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ImageError(f"{got} with values from {array.min():g} to {array.max():g}; expected 0 to 1")
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ImageError(f"{got}; expected uint8, uint16, bool, or floats from 0 to 1")
-    return Image.fromarray(np.ascontiguousarray(array))
+    return Image.fromarray(np.ascontiguousarray(array)), note
 
 
 def _sample(name: str) -> Image.Image:

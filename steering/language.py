@@ -6,6 +6,7 @@ A prior is trained for one backbone and one text encoder. Where there is none, t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prior.captions import normal
 from prior.class_names import ClassNamesPrior
 from prior.model import Prior
 from prior.text import TextEncoder
 from steering.errors import QueryError
+from steering.familiarity import single_words, unfamiliar
 
 
 @runtime_checkable
@@ -40,6 +43,9 @@ class Language:
     Attributes:
         vocabulary: (v, n), unit length: embeddings of the names, synonyms and hypernyms of the backbone's classes. None
             where no verdict asks for them.
+        known: (v,), the words of `vocabulary`, in the same order. Empty where they are not stored.
+        least: the cosine with the nearest known words below which a query is unfamiliar; see `steering.familiarity`.
+            None where it was not chosen; then no query is.
         sentences: name of a set of `prior.templates`. Each query is then read within these sentences, with the
             encodings of its tokens, as the published priors were trained. None reads the query as it stands.
     """
@@ -49,6 +55,8 @@ class Language:
     vocabulary: Tensor | None
     device: torch.device
     sentences: str | None = None
+    known: tuple[str, ...] = ()
+    least: float | None = None
 
     def embed(self, queries: Sequence[str]) -> Float[Tensor, "q n"]:
         """Unit-length text embeddings. Raises QueryError for an empty query or one that is too long."""
@@ -60,6 +68,28 @@ class Language:
         if self.vocabulary is None:
             return embeddings.new_ones(len(embeddings))
         return (embeddings @ self.vocabulary.T).amax(1)
+
+    def unfamiliar(self, texts: Sequence[str], embeddings: Float[Tensor, "q n"]) -> list[str]:
+        """Why no answer to each text can be trusted; empty where there is no reason. See `steering.familiarity`."""
+        if self.least is None or self.vocabulary is None or not self.known:
+            return [""] * len(texts)
+        nearest = (embeddings @ self.vocabulary.T).max(1)
+        return [
+            unfamiliar(text, cosine, self.least, self.known[index], self._single_words, self._is_whole)
+            for text, cosine, index in zip(texts, nearest.values.tolist(), nearest.indices.tolist(), strict=True)
+        ]
+
+    def names(self) -> frozenset[str]:
+        """The names that are known, by this network or to ImageNet, in the form of `prior.captions.normal`."""
+        from lrm_base.data import imagenet_names
+
+        return frozenset(normal(name) for name in (*self.known, *imagenet_names()))
+
+    def _single_words(self) -> frozenset[str]:
+        return single_words(self.names())
+
+    def _is_whole(self, word: str) -> bool:
+        return len(self.text.tokenizer.encode(word)) == 1
 
     def goals(self, queries: Sequence[str], **options: Any) -> Float[Tensor, "q m"]:
         """Goal vectors, in logits of the backbone, one for each query read as plain words.
@@ -163,14 +193,30 @@ def folder_language(
     if not own and text is None:
         raise ValueError(f"{folder} has no text encoder: give one as NAME:TAG or NAME:FILE, such as ViT-B-16:openai")
     encoder = TextEncoder.load(folder / "text", device=device) if text is None else open_text(text, device)
-    vocabulary = load_weights(folder / "vocabulary.safetensors")[0]["embeddings"].to(device) if own else None
+    vocabulary: Tensor | None = None
+    known: dict[str, Any] = {}
+    if own:
+        tensors, vocabulary_card = load_weights(folder / "vocabulary.safetensors")
+        vocabulary = tensors["embeddings"].to(device)
+        known = _known_words(folder / "vocabulary.json", vocabulary_card, len(vocabulary))
     trained = any((folder / f"prior.{suffix}").is_file() for suffix in ("json", "safetensors"))
     source = prior or (Prior.source if trained else ClassNamesPrior.source)
     if source == ClassNamesPrior.source:
         names = [entry["name"] for entry in card["classes"]]
-        return by_class_names(encoder, names, device, outputs=outputs, classifier=classifier, vocabulary=vocabulary)
+        language = by_class_names(encoder, names, device, outputs=outputs, classifier=classifier, vocabulary=vocabulary)
+        return dataclasses.replace(language, **known)
     path = folder / "prior.safetensors" if source == Prior.source and trained else Path(source)
     if path.suffix != ".safetensors":
         choices = [*([Prior.source] if trained else []), ClassNamesPrior.source]
         raise ValueError(f"{folder} has no prior {source!r}; choices: {', '.join(choices)}, or a file ….safetensors")
-    return by_trained_prior(path, card, encoder, device, vocabulary)
+    return dataclasses.replace(by_trained_prior(path, card, encoder, device, vocabulary), **known)
+
+
+def _known_words(path: Path, card: dict[str, Any], count: int) -> dict[str, Any]:
+    """What a vocabulary's card says of its words. Raises ValueError if it does not fit the embeddings."""
+    words, threshold = card.get("nouns", []), card.get("familiarity", {}).get("least")
+    if words and len(words) != count:
+        raise ValueError(f"{path}: got {len(words)} words, expected {count}, one for each embedding")
+    if threshold is not None and not (isinstance(threshold, int | float) and -1 <= threshold <= 1):
+        raise ValueError(f"{path}: got familiarity {threshold!r}, expected a cosine from -1 to 1")
+    return {"known": tuple(words), "least": threshold}

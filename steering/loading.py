@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from lrm_base.data import imagenet_names
 from lrm_core.model import LRM
 from lrm_core.prototypes import Prototypes
-from lrm_core.published_backbones import WEIGHTS, load_vision_prototypes, open_backbone
+from lrm_core.published_backbones import load_vision_prototypes, open_backbone
 from lrm_core.weights import load_model
-from steering.errors import printable
+from steering.catalogue import DEFAULT_MODEL, PUBLISHED_MODELS, find_model
+from steering.catalogue import MODELS as MODELS
+from steering.catalogue import model_names as model_names
 from steering.evidence import Verdict, load_verdicts
 from steering.language import Language, by_class_names, by_trained_prior, folder_language, open_text
 from steering.network import Defaults, Network
 
-MODELS = Path(__file__).parent / "models"
-DEFAULT_MODEL = "lrm_mini"
-PUBLISHED_MODELS = tuple(WEIGHTS)
 PUBLISHED_PASSES = 2
 PUBLISHED_PRIORS = ("published", "class-names")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Parts:
 
     Attributes:
         network: the network, which looks at images.
-        language: a function that loads the language. It is called once, when words first need to be understood.
+        language: a function that loads the language. It is called once, when words first need to be understood. Like
+            `prototypes` it can be pickled: another process gets what was loaded, or loads the same files.
         verdicts: a fitted verdict for each way of making goals; empty for a model that was not calibrated.
         prototypes: a function that loads the mean outputs of the classes, or gives None where the model has none. It is
             called once, when they are first needed.
@@ -56,33 +61,17 @@ def load(
     prior: str | None = None,
     text: str | None = None,
     device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Parts:
     """The parts of a model. See `steering.Steerer.load` for the arguments and the errors."""
+    precision = find_precision(dtype)
     with torch.inference_mode(False):  # parameters made in inference mode would never take part in gradients
         place = find_device(device)
         if str(model) in PUBLISHED_MODELS:
-            return _published(str(model), prior, text, place)
-        return _folder(find_model(model, PUBLISHED_MODELS), prior, text, place)
-
-
-def model_names() -> tuple[str, ...]:
-    """Names of the embedded models."""
-    return tuple(sorted(path.name for path in MODELS.iterdir() if (path / "backbone.json").is_file()))
-
-
-def find_model(name_or_folder: str | Path, others: tuple[str, ...] = ()) -> Path:
-    """The folder of an embedded model, or the folder itself.
-
-    Raises:
-        ValueError: there is no such model. The message lists the embedded models, and `others` that the caller takes.
-    """
-    for folder in (Path(name_or_folder), MODELS / str(name_or_folder)):
-        if (folder / "backbone.json").is_file():
-            return folder
-    raise ValueError(
-        f"model: got {printable(str(name_or_folder))!r}, expected a folder with backbone.safetensors and backbone.json "
-        f"or one of {', '.join((*model_names(), *others))}"
-    )
+            parts = _published(str(model), prior, text, place)
+        else:
+            parts = _folder(find_model(model, PUBLISHED_MODELS), prior, text, place)
+        return parts if precision == torch.float32 else replace(parts, network=parts.network.in_precision(precision))
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
@@ -106,26 +95,41 @@ def find_device(name: str | torch.device | None) -> torch.device:
     return torch.device(name)
 
 
+def find_precision(dtype: str | torch.dtype | None) -> torch.dtype:
+    """The numbers that a network computes with; float32 for None.
+
+    Raises:
+        ValueError: the name or the type is none of `PRECISIONS`.
+    """
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in PRECISIONS:
+        raise ValueError(f"dtype: got {str(dtype)!r}, expected one of {', '.join(PRECISIONS)}")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _kept(value: T) -> T:
+    """What was loaded already, as a function that can be pickled."""
+    return value
+
+
 def _folder(folder: Path, prior: str | None, text: str | None, device: torch.device) -> Parts:
     backbone, preprocessing, card = load_model(folder / "backbone.safetensors", device)
     prototypes = folder_prototypes(folder, card)
     outputs = None if prototypes is None else prototypes.mean[-1]
     classifier = _classifier(backbone, card)
-
-    def language() -> Language:
-        return folder_language(folder, card, classifier, outputs, device, prior=prior, text=text)
-
+    language = partial(folder_language, folder, card, classifier, outputs, device, prior=prior, text=text)
     verdicts = load_verdicts(folder / "verdict.json", card["sha256"]) if (folder / "verdict.json").is_file() else {}
     if not (folder / "text").is_dir():  # what `lrm_core.train` writes: a backbone alone
         network = Network(backbone, card, preprocessing, Defaults(1.0, 2), device)
-        return Parts(network, language, verdicts, lambda: prototypes)
+        return Parts(network, language, verdicts, partial(_kept, prototypes))
     loaded = language()
     try:
         defaults = Defaults(**json.loads((folder / "steering.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'steering.json'} does not hold a model's defaults: {error}") from None
     network = Network(backbone, card, preprocessing, defaults, device)
-    return Parts(network, lambda: loaded, verdicts, lambda: prototypes)
+    return Parts(network, partial(_kept, loaded), verdicts, partial(_kept, prototypes))
 
 
 def folder_prototypes(folder: Path, card: dict[str, Any]) -> Prototypes | None:
@@ -144,7 +148,8 @@ def folder_prototypes(folder: Path, card: dict[str, Any]) -> Prototypes | None:
 
 def _classifier(model: LRM, card: dict[str, Any]) -> torch.Tensor:
     classifier: Any = model.backbone.get_submodule(card["output"])
-    return classifier.weight
+    weight: torch.Tensor = classifier.weight
+    return weight.detach()  # stays in float32 if the network is converted
 
 
 def _published(name: str, prior: str | None, text: str | None, device: torch.device) -> Parts:
@@ -158,15 +163,9 @@ def _published(name: str, prior: str | None, text: str | None, device: torch.dev
             "ViT-B-16:openai or ViT-B-16-quickgelu:FILE, or the prior class-names, which takes any text encoder"
         )
     model, preprocessing, card = open_backbone(name, device)
-
-    def language() -> Language:
-        return _published_language(card, _classifier(model, card), source, text, device)
-
-    def prototypes() -> Prototypes:
-        return published_prototypes(name)
-
+    language = partial(_published_language, card, _classifier(model, card), source, text, device)
     network = Network(model, card, preprocessing, Defaults(1.0, PUBLISHED_PASSES), device)
-    return Parts(network, language, {}, prototypes)
+    return Parts(network, language, {}, partial(published_prototypes, name))
 
 
 def reads_published(text: str | None) -> bool:

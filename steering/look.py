@@ -39,6 +39,11 @@ class Look:
         verdict: `present`, `absent` or `unsure`. None where no verdict was calibrated for this way of making goals.
         probability: calibrated probability that the goal is in the image, 0 to 1. None where there is no verdict.
         seconds: how long the look took.
+        notes: what the network did not look at in the query, why no answer can be trusted, or what was judged; one
+            sentence each.
+        is_complement: whether everything in the query is unwanted ("- a cat"). `goal`, `after`, `heatmap` and
+            `evidence` are then about the unwanted thing, such as where the cat is; `probability` and `verdict` are
+            about its absence.
     """
 
     image: str
@@ -55,6 +60,8 @@ class Look:
     verdict: Literal["present", "absent", "unsure"] | None
     probability: float | None
     seconds: float
+    notes: tuple[str, ...] = ()
+    is_complement: bool = False
 
     def ranking(self, which: Literal["before", "after", "goal"], top: int = 5) -> Ranking:
         """The `top` likeliest classes with their softmax probabilities, best first.
@@ -76,9 +83,9 @@ class Look:
     def as_dict(self, top: int = 5) -> dict[str, Any]:
         """Plain values, ready for JSON.
 
-        Keys: image, query, model, prior, verdict, probability, evidence, goal, before, after, seconds. `goal` lists the
-        classes that the query was understood as. Control characters, and bytes of a file's name that are not UTF-8, are
-        escaped.
+        Keys: image, query, model, prior, verdict, probability, evidence, goal, before, after, seconds, notes. `goal`
+        lists the classes that the query was understood as. Control characters, and bytes of a file's name that are not
+        UTF-8, are escaped.
         """
         return {
             "image": printable(self.image),
@@ -92,10 +99,14 @@ class Look:
             "before": _named(self.ranking("before", top)),
             "after": _named(self.ranking("after", top)),
             "seconds": round(self.seconds, 4),
+            "notes": [printable(note) for note in self.notes],
         }
 
     def text(self, top: int = 5) -> str:
-        """A few lines for a terminal: the verdict, what the query was understood as, the rankings before → after."""
+        """A few lines for a terminal: verdict, what the query was understood as, notes, rankings before → after.
+
+        A line begins with `note:` where part of the query was not looked at, or where its absence was judged.
+        """
         goal = ", ".join(shorten(name, 28) for name, _ in self.ranking("goal", 3))
         head = f'{printable(self.image)} · "{printable(self.query)}"'
         if self.verdict is None or self.probability is None:
@@ -103,7 +114,8 @@ class Look:
         else:
             verdict = f"{self.verdict.upper()}  probability {self.probability:.2f}"
         lines = [head, f"  {verdict} · evidence {self.evidence:+.2f} nats · {self.seconds * 1000:.0f} ms"]
-        lines += [f"  looked for: {goal} ({self.model}, goal by {self.prior})", ""]
+        lines.append(f"  looked for: {goal} ({self.model}, goal by {self.prior})")
+        lines += [*(f"  note: {printable(note)}" for note in self.notes), ""]
         lines.append(f"     {'before':<39}after")
         pairs = zip(self.ranking("before", top), self.ranking("after", top), strict=True)
         for rank, ((old, p), (new, q)) in enumerate(pairs, start=1):

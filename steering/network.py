@@ -1,11 +1,13 @@
 """A network looks at photographs: first passes, steered passes, heatmaps, and first passes as bytes, without words.
 
 Unusual: the first pass over an image never depends on the goal. An image with K goals costs one first pass and a batch
-of K steered ones. The object holds no state between calls, so threads may share it.
+of K steered ones. The object holds no state between calls, so threads may share it. A network in half precision takes
+float32 and gives float32: only what lies between is half.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +28,9 @@ from lrm_core.packing import Layout
 from lrm_core.places import class_evidence
 from steering.heatmap import steering_heatmap
 from steering.images import squash
+
+if hasattr(os, "register_at_fork"):  # a forked process has lost torch's threads, and would wait for them for ever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Glance:
 
     Attributes:
         stem, state: what the next pass starts from.
-        output: (b, M) logits.
+        output: (b, M) logits, float32.
         places: (b, M), class evidence by places: probabilities; see `lrm_core.places`.
     """
 
@@ -89,6 +94,30 @@ class Network:
         """The same model with other defaults."""
         return Network(self.model, self.card, self.preprocessing, defaults, self.device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The numbers that the passes compute with: float32, bfloat16 or float16."""
+        return next(self.model.parameters()).dtype
+
+    def in_precision(self, dtype: torch.dtype) -> Network:
+        """This network with its parameters converted, in place. A pass over an empty image tells whether it can run.
+
+        Raises:
+            ValueError: the device cannot compute with these numbers.
+        """
+        self.model.to(dtype)
+        size = self.preprocessing.size
+        try:
+            glance = self.glance(torch.zeros(1, 3, size, size, device=self.device))
+            self.heatmap(glance, glance.output, passes=2)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:120]
+            raise ValueError(
+                f"dtype: got {_spelled(dtype)}, expected numbers that {self.device} can compute with here; choices: "
+                f"float32 ({reason})"
+            ) from None
+        return self
+
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """What the network can name, in the order of its outputs."""
@@ -111,23 +140,34 @@ class Network:
     @torch.no_grad()
     def glance(self, inputs: Float[Tensor, "b 3 s s"]) -> Glance:
         """The first, unsteered pass over normalised images. It serves every goal."""
-        stem = self.model.stem(inputs)
+        stem = self.model.stem(inputs.to(self.dtype))
         output, state = self.model.step(stem)
         return self._glance(stem, state, output)
 
     def _glance(self, stem: Stem, state: State, output: Tensor) -> Glance:
-        return Glance(stem, state, output, class_evidence(self.model, self.output, output, state))
+        return Glance(stem, state, output.float(), class_evidence(self.model, self.output, output, state))
 
     @cached_property
     def _layout(self) -> Layout:
+        if self.dtype != torch.float32:
+            got = _spelled(self.dtype)
+            raise ValueError(f"dtype: got {got}, expected float32: a gallery keeps first passes of float32 alone")
         return Layout.of(self.model, self.preprocessing.size)
 
     def pack(self, glance: Glance) -> list[bytes]:
-        """A glance as bytes, one string for each image: what any steered pass starts from, in half precision."""
+        """A glance as bytes, one string for each image: what any steered pass starts from, in half precision.
+
+        Raises:
+            ValueError: the network is not one of float32.
+        """
         return self._layout.pack(glance.stem, glance.state)
 
     def unpack(self, packed: Sequence[bytes]) -> Glance:
-        """The glance at the images whose bytes `pack` gave. Raises ValueError if they come from another network."""
+        """The glance at the images whose bytes `pack` gave.
+
+        Raises:
+            ValueError: they come from another network, or this network is not one of float32.
+        """
         stem, state = self._layout.unpack(list(packed), self.device)
         return self._glance(stem, state, state.activations[self.output])
 
@@ -138,7 +178,7 @@ class Network:
         outputs, state = [glance.output], glance.state
         for _ in range(passes - 1):
             output, state = self.model.step(glance.stem, state)
-            outputs.append(output)
+            outputs.append(output.float())
         return outputs
 
     @torch.no_grad()
@@ -152,7 +192,7 @@ class Network:
     ) -> Float[Tensor, "b m"]:
         """Outputs of the last steered pass, with one goal for each image of the glance."""
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
-        return self.model.step(glance.stem, state, [steer])[0]
+        return self.model.step(glance.stem, state, [steer])[0].float()
 
     @torch.no_grad()
     def before_last(
@@ -191,4 +231,9 @@ class Network:
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b h w"]]:
         """Like `steer`, with heatmaps in 0–1 that show where the goal was found. Raises like `before_last`."""
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
-        return steering_heatmap(self.model, glance.stem, state, steer, goals)
+        output, heatmaps = steering_heatmap(self.model, glance.stem, state, steer, goals)
+        return output.float(), heatmaps
+
+
+def _spelled(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

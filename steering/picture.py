@@ -22,6 +22,7 @@ INK, MUTED, FAINT = "#1c1c1e", "#6e6e73", "#e5e5ea"
 BEFORE, AFTER = "#b4bac4", "#d1495b"
 VERDICT = {"present": "#1f7a4d", "absent": "#a33a3a", "unsure": "#8a6a12"}
 WHERE = {"present": "where steering found it", "absent": "not found", "unsure": "where it may be"}
+UNWANTED = {"present": "not found", "absent": "where what is unwanted was found", "unsure": "where it may be"}
 DPI = 150
 MARGIN, GAP, HEAD, CAPTION = 0.35, 0.25, 0.95, 0.28  # inches, as all lengths below
 LABELS, BARS, ROW = 2.4, 2.6, 0.46
@@ -52,6 +53,8 @@ class Drawable(Protocol):
     def verdict(self) -> str | None: ...
     @property
     def probability(self) -> float | None: ...
+    @property
+    def is_complement(self) -> bool: ...
 
     def ranking(self, which: Literal["before", "after", "goal"], top: int = 5) -> list[tuple[str, float]]: ...
 
@@ -81,7 +84,7 @@ def draw(look: Drawable, top: int = 5) -> Figure:
     second = (MARGIN, upper + CAPTION + height + GAP) if stacked else (MARGIN + width + GAP, upper)
     _head(axes(MARGIN, MARGIN, full_width - 2 * MARGIN, HEAD), look, full_width - 2 * MARGIN)
     _image(axes(MARGIN, upper + CAPTION, width, height), np.asarray(photo), "the photo")
-    where = WHERE[look.verdict or "present"]
+    where = (UNWANTED if look.is_complement else WHERE)[look.verdict or ("absent" if look.is_complement else "present")]
     _image(axes(second[0], second[1] + CAPTION, width, height), overlay(look, photo), where)
     left = MARGIN + panels_wide + GAP + LABELS
     _bars(axes(left, upper + CAPTION, BARS, ROW * len(rows)), rows, look)
@@ -148,13 +151,15 @@ def _image(ax: Axes, pixels: np.ndarray, caption: str) -> None:
 def overlay(look: Drawable, photo: Image.Image) -> np.ndarray:
     """The photo in dimmed grey, coloured where steering acted; (h, w, 3) in 0–1.
 
-    The colour is as strong as the goal is believed to be there.
+    The colour is as strong as the goal, or what is unwanted, is believed to be there.
     """
     low = look.heatmap.detach().float().cpu().clamp(0, 1).numpy()
     heat = np.asarray(Image.fromarray(low).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)  # (h, w)
     grey = 0.15 + 0.6 * np.asarray(photo.convert("L"), dtype=np.float32)[..., None] / 255
     colour = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3]
-    belief = 1.0 if look.verdict in (None, "present") or look.probability is None else look.probability
+    chance = None if look.probability is None else 1 - look.probability if look.is_complement else look.probability
+    sure = look.verdict in (None, "absent" if look.is_complement else "present")
+    belief = 1.0 if sure or chance is None else chance
     alpha = 0.85 * belief * heat[..., None] ** 0.8
     return grey * (1 - alpha) + colour * alpha
 

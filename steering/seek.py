@@ -21,6 +21,8 @@ from steering.network import Glance, Network
 Verdicts = Mapping[str, Verdict]
 """A fitted verdict for each way of making goals, by `Goal.source`."""
 
+TURNED: dict[Answer, Answer] = {"present": "absent", "absent": "present", "unsure": "unsure"}
+
 
 @dataclass(frozen=True)
 class Sought:
@@ -92,9 +94,19 @@ def probability(
 
 
 def answer(verdicts: Verdicts, goal: Goal, chance: float | None) -> Answer | None:
-    """`present`, `absent` or `unsure` for a probability of `seek`; None without one."""
+    """`present`, `absent` or `unsure` for a probability of `seek`; None without one.
+
+    The answer for a complement ("- a cat") is the answer for what is unwanted, turned round: `present` where the cat is
+    absent, `absent` where it is present. A goal that is unfamiliar, or has an unfamiliar term, is `unsure`.
+    """
     if chance is None:
         return None
+    turned, unfamiliar = goal.is_complement, bool(goal.unfamiliar)
     while goal.terms:
+        unfamiliar = unfamiliar or any(term.unfamiliar for _, term in goal.terms)
         goal = goal.terms[0][1]
-    return verdicts[goal.source].answer(chance)
+    if unfamiliar:
+        return "unsure"
+    if not turned:
+        return verdicts[goal.source].answer(chance)
+    return TURNED[verdicts[goal.source].answer(round(1 - chance, 9))]  # 1 − 0.7 is 0.30000000000000004

@@ -47,8 +47,16 @@ def check(package: str) -> None:
         if MARK not in init.read_text(errors="replace"):
             raise ShadowedError(
                 f"{init} belongs to another package called {name!r}, which was installed over ours: "
-                f"`pip uninstall {name}`, then `pip install --force-reinstall --no-deps lrm-steering`"
+                f"`pip uninstall {name}`, then `{_install()}`"
             )
+
+
+def _install() -> str:
+    try:
+        from lrm_base.extras import install_command
+    except ImportError:  # that package is the one that was overwritten
+        return f"pip install --force-reinstall --no-deps {MARK}"
+    return install_command(again=True)
 
 
 def _folder(name: str) -> tuple[Path | None, Path] | None:

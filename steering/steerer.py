@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ import torch
 
 from lrm_base.checks import seed as check_seed
 from lrm_core.feedback import Strength
+from prior.captions import normal
 from steering import loading
-from steering.algebra import combine_goals, is_plain, parse
+from steering.algebra import combine_goals, is_plain, parse, said_of_terms
 from steering.errors import QueryError
 from steering.evidence import Verdict, support
 from steering.goals import Goal
@@ -23,6 +24,7 @@ from steering.images import image_name, open_image
 from steering.look import Look
 from steering.network import Network
 from steering.seek import answer, probability
+from steering.words import Reading, notes, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +56,25 @@ class Steerer:
         """Put the parts together. `language` and `prototypes` are called once, when they are first needed."""
         self.network, self.verdicts = network, dict(verdicts)
         self._load_language, self._load_prototypes = language, prototypes
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what stays in a process: the lock, and the cache of words."""
         self._loading = threading.RLock()
         self._words = lru_cache(1024)(self._understand)  # a folder of images asks for the same words each time
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or another process gets. What was loaded goes along; what was not is loaded there."""
+        with self._loading:
+            state = dict(self.__dict__)
+        for loaded, load in (("_language", "_load_language"), ("_prototypes", "_load_prototypes")):
+            if loaded in state:
+                state[load] = None  # not needed any more; it may hold another network
+        return {key: value for key, value in state.items() if key not in ("_loading", "_words")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
 
     @classmethod
     def load(
@@ -65,6 +84,7 @@ class Steerer:
         prior: str | None = None,
         text: str | None = None,
         device: str | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> Steerer:
         """Load an embedded model by name, a folder in the same format, or a published model.
 
@@ -77,17 +97,20 @@ class Steerer:
             text: the text encoder of a published model, or of a folder that holds a backbone alone: `NAME:TAG` or
                 `NAME:FILE`; see `prior.text.TextEncoder.load`.
             device: such as `cpu` or `cuda:1`. The default is the best that there is.
+            dtype: the numbers that the network computes with: `float32` (the default), `bfloat16` or `float16`. Goals,
+                outputs and verdicts are float32 all the same.
 
         Raises:
-            ValueError: there is no such model, prior or device; a file is missing or was altered; or the parts were not
-                trained for each other.
+            ValueError: there is no such model, prior, device or dtype; the device cannot compute with these numbers; a
+                file is missing or was altered; or the parts were not trained for each other.
         """
-        parts = loading.load(model, prior=prior, text=text, device=device)
+        parts = loading.load(model, prior=prior, text=text, device=device, dtype=dtype)
         return cls(parts.network, parts.language, parts.verdicts, parts.prototypes)
 
     def with_network(self, network: Network, verdicts: Mapping[str, Verdict] | None = None) -> Steerer:
         """The same language with another network that has the same outputs. Without `verdicts` the result has none."""
-        return Steerer(network, lambda: self.language, verdicts or {}, lambda: self.prototypes)
+        language, prototypes = partial(getattr, self, "language"), partial(getattr, self, "prototypes")
+        return Steerer(network, language, verdicts or {}, prototypes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -122,6 +145,9 @@ class Steerer:
     def goal(self, query: str | Goal, *, seed: int = 0) -> Goal:
         """Understand words, or arithmetic on words and images such as "a dog - grass"; see `steering.algebra.parse`.
 
+        What is negated ("a dog without a leash", "no cat") becomes a term that is not wanted. Colours, numbers, sizes
+        and places are not looked at; the goal's `notes` say so.
+
         Args:
             query: words. A `Goal` is checked and comes back as it is.
             seed: number that fixes the prior's samples.
@@ -139,7 +165,9 @@ class Steerer:
         if is_plain(terms):
             return self._goal_of_words(query, seed)
         goals = [self.image_goal(t.text) if t.is_image else self._goal_of_words(t.text, seed) for t in terms]
-        return combine_goals([(term.weight, goal) for term, goal in zip(terms, goals, strict=True)], query)
+        readings = [Reading(term.text) if term.is_image else read(term.text, self._names) for term in terms]
+        told = (*said_of_terms(query, terms, [reading.text for reading in readings]), *notes(readings))
+        return combine_goals([(term.weight, goal) for term, goal in zip(terms, goals, strict=True)], query, told)
 
     def goals(self, queries: Sequence[str | Goal], *, seed: int = 0) -> list[Goal]:
         """Understand several queries. Plain words go through the prior in one batch. See `goal`."""
@@ -255,6 +283,8 @@ class Steerer:
                 verdict=answer(self.verdicts, goal, numbers[index]),
                 probability=numbers[index],
                 seconds=seconds,
+                notes=(*goal.notes, goal.unfamiliar) if goal.unfamiliar else goal.notes,
+                is_complement=goal.is_complement,
             )
             for index, goal in enumerate(goals)
         ]
@@ -270,10 +300,18 @@ class Steerer:
     @torch.no_grad()
     def _goals_of_words(self, words: Sequence[str], seed: int, num_samples: int, steps: int) -> list[Goal]:
         language = self.language
-        familiarity = language.familiarity(language.embed(words)).tolist()
-        vectors = language.goals(words, seed=seed, num_samples=num_samples, steps=steps)
-        source = language.prior.source
-        return [Goal(w, v, source, near) for w, v, near in zip(words, vectors, familiarity, strict=True)]
+        readings = [read(text, self._names) for text in words]
+        texts = [reading.text for reading in readings]
+        embeddings = language.embed(texts)
+        familiarity, unfamiliar = language.familiarity(embeddings).tolist(), language.unfamiliar(texts, embeddings)
+        vectors = language.goals(texts, seed=seed, num_samples=num_samples, steps=steps)
+        return [
+            Goal(text, vectors[i], language.prior.source, familiarity[i], (), notes([readings[i]]), unfamiliar[i])
+            for i, text in enumerate(words)
+        ]
+
+    def _names(self) -> frozenset[str]:
+        return self.language.names() | {normal(name) for name in self.class_names}
 
     def _fitting(self, goal: Goal) -> Goal:
         """The goal, if it has the width of this network's output. Raises QueryError otherwise."""

@@ -1,5 +1,6 @@
 """`steer` as a user types it, against the embedded model: what is printed, what is written, which exit code."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from PIL import Image
 
 import steer_cli
 import steering
+from steering.commands import COMMANDS
 from steering.images import open_image
 
-KEYS = ["image", "query", "model", "prior", "verdict", "probability", "evidence", "goal", "before", "after", "seconds"]
+KEYS = ["image", "query", "model", "prior", "verdict", "probability", "evidence"]
+KEYS += ["goal", "before", "after", "seconds", "notes"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -126,9 +129,16 @@ def test_picture_names_fit_any_file_system(tmp_path: Path) -> None:
     assert steer("-q", "猫" * 3 + " " + "é" * 8, "sample:cat", "-o", tmp_path) == 0
     long_name = tmp_path / ("x" * 200 + ".png")
     Image.new("RGB", (8, 8)).save(long_name)
-    assert steer("-q", "..", long_name, "-o", tmp_path / "looks") == 0
+    assert steer("-q", "a cat", long_name, "-o", tmp_path / "looks") == 0
     (path,) = (tmp_path / "looks").iterdir()
-    assert path.name == "x" * 100 + "--query.png"
+    assert path.name == "x" * 100 + "--a-cat.png"
+
+
+def test_a_picture_has_a_name_even_where_the_query_gives_none(tmp_path: Path, toy: "steering.Steerer") -> None:
+    from steering.commands.look import Pictures
+
+    look = dataclasses.replace(toy.look("sample:cat", "a cat"), image="..", query="..")
+    assert Pictures(str(tmp_path)).path(look) == str(tmp_path / "image--query.png")
 
 
 def test_class_names_are_listed(capsys: pytest.CaptureFixture[str], steerer: object) -> None:
@@ -143,7 +153,7 @@ def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Search a gallery" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[], ["index"], ["search"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_every_command_tells_the_version(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("-V", "--version"):
         assert steer(*command, option) == 0
@@ -309,3 +319,111 @@ def test_an_interrupt_and_a_closed_pipe_end_without_a_traceback() -> None:
             errors = process.stderr.read()
         assert process.returncode == code
         assert "Traceback" not in errors
+
+
+# what users met
+
+
+@pytest.mark.parametrize("query", ["-a dog", "-dog", "-1:a cat", "-owl", "-quail", "-horse", "- a cat"])
+@pytest.mark.parametrize("option", ["-q", "--query"])
+def test_a_query_may_begin_with_a_dash(query: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer("--json", option, query, "sample:cat") == 0
+    (answer,) = objects(capsys.readouterr().out)
+    assert answer["query"] == query
+
+
+@pytest.mark.parametrize("query", ["-a dog", "-dog", "-1:a cat", "-horse", "-Very large dog"])
+def test_a_query_of_a_search_may_begin_with_a_dash(query: str) -> None:
+    from steering.commands.search import make_parser
+
+    assert make_parser().parse_args(["--top", "3", query, "--all"]).query == [query]
+    assert make_parser().parse_args(["--", query]).query == [query]
+
+
+def test_dashes_that_belong_to_options_stay_options(capsys: pytest.CaptureFixture[str]) -> None:
+    from steering.commands.look import make_parser
+
+    given = make_parser().parse_intermixed_args(["-ofolder", "-q", "a dog", "x.jpg", "--seed", "5", "-qa cat"])
+    assert (given.output, given.queries, given.images, given.seed) == ("folder", ["a dog", "a cat"], ["x.jpg"], 5)
+    assert steer("sample:cat", "--query", "--dogs") == 2
+    assert "a value that begins with dashes is joined to its option: --query=VALUE" in capsys.readouterr().err
+    assert steer("sample:cat", "--query", "--json") == 2
+    assert "expected one argument" in capsys.readouterr().err
+    assert make_parser().parse_intermixed_args(["--query=--dogs", "x.jpg"]).queries == ["--dogs"]
+
+
+def test_a_picture_of_another_image_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "looks"
+    for name, sample in (("a", "sample:cat"), ("b", "sample:coffee")):
+        (tmp_path / name).mkdir()
+        open_image(sample).save(tmp_path / name / "img.jpg")
+    written = []
+    for name in ("a", "b", "b", "a"):
+        assert steer("--json", "-q", "a dog", tmp_path / name / "img.jpg", "-o", folder) == 0
+        written.append(objects(capsys.readouterr().out)[0]["picture"])
+    first, second = str(folder / "img--a-dog.png"), str(folder / "img--a-dog-2.png")
+    assert written == [first, second, second, first]
+    assert sorted(map(str, folder.iterdir())) == sorted([first, second])
+    assert str(tmp_path).encode() not in Path(first).read_bytes()  # where the image is, is nobody's business
+    mine = folder / "sample-cat--a-dog.png"
+    mine.write_bytes(b"not a picture of ours")
+    assert steer("-q", "a dog", "sample:cat", "-o", folder) == 0
+    assert f"picture: {folder / 'sample-cat--a-dog-2.png'}" in capsys.readouterr().out
+    assert mine.read_bytes() == b"not a picture of ours"
+
+
+def test_a_class_that_does_not_exist_tells_what_is_near_and_how_to_list_all(
+    capsys: pytest.CaptureFixture[str], toy_folder: Path
+) -> None:
+    assert steer("--prototype", "teapots", "sample:cat") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--prototype: got 'teapots'" in error
+    assert "choices: teapot" in error
+    assert "steer --list-classes" in error
+    assert steer("--model", toy_folder, "--prototype", "zebra", "sample:cat") == 2
+    assert f"steer --model {toy_folder} --list-classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "count", "name"), [("lrm_mini", 200, "teapot"), ("alexnet_lrm3", 1000, "tench")])
+def test_classes_are_listed_without_torch(model: str, count: int, name: str) -> None:
+    code = (
+        "import sys, steer_cli\n"
+        f"assert steer_cli.main(['--model', '{model}', '--list-classes']) == 0\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'PIL', 'open_clip'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == count
+    assert name in done.stdout.splitlines()
+
+
+def test_the_listed_classes_are_those_of_the_models(capsys: pytest.CaptureFixture[str], toy_folder: Path) -> None:
+    from lrm_base.data import imagenet_names
+    from lrm_core.published_backbones import WEIGHTS
+    from steering.catalogue import PUBLISHED_MODELS, class_names
+
+    assert tuple(WEIGHTS) == PUBLISHED_MODELS
+    assert class_names("alexnet_lrm1") == imagenet_names()
+    assert class_names(toy_folder)[:2] == ("cat", "beagle")
+    assert steer("--model", "nobody", "--list-classes") == 2
+    assert "--model: got 'nobody', expected a folder" in capsys.readouterr().err
+
+
+def test_half_precision_answers_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    chances = []
+    for dtype in ("float32", "bfloat16"):
+        assert steer("--json", "--dtype", dtype, "-q", "a cat", "sample:cat") == 0
+        chances.append(objects(capsys.readouterr().out)[0]["probability"])
+    assert abs(chances[0] - chances[1]) <= 0.02
+    assert steer("--dtype", "int8", "-q", "a cat", "sample:cat") == 2
+    assert "bfloat16" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_with_a_command_that_installs_it_here(capsys: pytest.CaptureFixture[str]) -> None:
+    from lrm_base.extras import install_command
+    from steering.commands.index import make_parser
+
+    with pytest.raises(SystemExit), make_parser().usage_errors(extra="ray"):
+        raise ModuleNotFoundError("No module named 'ray'")
+    assert capsys.readouterr().err.rstrip().endswith(f"this command needs more packages: {install_command('ray')}")

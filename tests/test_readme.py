@@ -50,6 +50,42 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert scope["goal"].vector.shape == (len(scope["steerer"].class_names),)
 
 
+def claims(code):
+    """Each expression of a block of code whose comment claims its value, with the claim."""
+    lines = (line.partition("  # ") for line in code.splitlines() if "  # " in line)
+    claimed = [(source, claim) for source, _, claim in lines if re.match(r'"|\d|“|[A-Z]{5,}', claim)]
+    return [(source, re.match(r'"[^"]*"|[\d.]+|“.*|[A-Z]+', claim)[0]) for source, claim in claimed]
+
+
+def test_what_the_readmes_python_claims_is_what_it_gives(tmp_path, monkeypatch, capsys):
+    """A string is the value itself, a number is rounded as it is, and curly quotes begin what is told."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "look.plot" in block]
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(code, scope)
+    found = claims(code)
+    assert len(found) >= 8
+    assert {claim for _, claim in found} >= {'"present"', '"absent"', '"unsure"'}
+    for source, claim in found:
+        capsys.readouterr()
+        value = eval(source, scope)
+        if claim.startswith('"'):
+            assert value == claim.strip('"'), source
+        elif claim[0].isdigit():
+            assert round(value, len(claim.partition(".")[2])) == float(claim), source
+        elif claim.startswith("“"):
+            (told,) = value if isinstance(value, tuple) else (value,)
+            assert told.startswith(claim.removesuffix(" …").rstrip(",")), source
+        else:
+            assert f"  {claim}  probability" in capsys.readouterr().out, source
+
+
+@pytest.mark.parametrize("query", ["- a cat", "no cats", "not a cat", "a photo without a cat"])
+def test_every_way_to_say_no_that_the_readme_tells_gives_the_same_answer(query, steerer):
+    assert steerer.look("sample:coffee", query).verdict == "present"
+    assert steerer.look("sample:cat", query).verdict == "absent"
+
+
 def test_the_readmes_search_runs(tmp_path, monkeypatch):
     from steering.images import open_image
 

@@ -63,15 +63,25 @@ def test_what_is_there_is_found_first_and_the_exit_code_says_so(capsys):
     assert steer("search", "a coffee", "--top", "2") == 0
     out, err = capsys.readouterr()
     assert "“a coffee”:" in out
-    assert "of the hits below show it (3 images, 3 looked at" in out
+    assert "“a coffee”: present (3 images, 3 looked at" in out
+    assert "of the hits below look" in out
+    assert "expected to be right. In all, about " in out
     assert "present" in out
     assert "coffee.png  (600×400, sees" in out
     assert err == ""
 
 
-def test_nothing_is_an_answer_with_an_exit_code_of_its_own(capsys):
+def test_that_nothing_is_sure_is_an_answer_with_an_exit_code_of_its_own(capsys):
     assert steer("search", "a suspension bridge") == 1
-    assert "Nothing in this gallery shows “a suspension bridge” (3 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "“a suspension bridge”: unsure whether any image shows it (3 images" in out
+    assert "None of the hits below looks like it alone. If any image shows it, at most " in out
+    assert steer("search", "a person") == 1
+    out = capsys.readouterr().out
+    assert "“a person”: unsure (3 images" in out
+    assert "“person” is not like any thing that this network knows" in out
+    assert " present " not in out
+    assert " absent " not in out
     assert steer("search", "a coffee", "--where", "width > 5000") == 1
     assert "There is no image to search for “a coffee”." in capsys.readouterr().out
 
@@ -80,14 +90,16 @@ def test_json_holds_everything_that_is_known_of_a_hit(home: Path, capsys):
     assert steer("search", "a coffee", "--json", "--top", "2") == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["query"], answer["images"], answer["looked_at"]) == ("a coffee", 3, 3)
-    assert 0 < answer["frequency"] < 1
+    assert answer["answer"] == "present"
+    assert 0 <= answer["prevalence"]["low"] <= answer["prevalence"]["share"] <= answer["prevalence"]["high"] <= 1
+    assert answer["notes"] == []
     assert len(answer["hits"]) == 2
     first = answer["hits"][0]
     assert first["path"] == str(home / "photos" / "2024" / "coffee.png")
     assert (first["rank"], first["verdict"], first["looked_at"]) == (1, "present", True)
     assert set(first) == {
         *("path", "rank", "score", "width", "height", "sees"),
-        *("looked_at", "evidence", "probability", "alone", "verdict"),
+        *("looked_at", "evidence", "alone", "verdict", "probability", "copies", "gone"),
     }
 
 
@@ -96,6 +108,28 @@ def test_paths_are_for_other_programs(home: Path, capfd):
     assert str(home / "photos" / "2024" / "coffee.png") in capfd.readouterr().out.splitlines()
     assert steer("search", "a coffee", "--threshold", "1", "--paths") == 1
     assert capfd.readouterr().out == ""
+    assert steer("search", "a coffee", "--print0") == 0
+    assert str(home / "photos" / "cat.jpg") in capfd.readouterr().out.split("\0")
+
+
+def test_hits_whose_files_are_gone_are_marked_and_no_path_of_theirs_is_printed(tmp_path: Path, capfd):
+    photos, place = tmp_path / "photos", tmp_path / "g"
+    photos.mkdir()
+    for name in ("cat", "coffee"):
+        open_image(f"sample:{name}").save(photos / f"{name}.png")
+    assert steer("index", photos, "--gallery", place, "--workers", "0", "--quiet") == 0
+    (photos / "coffee.png").unlink()
+    capfd.readouterr()
+    assert steer("search", "a coffee", "--gallery", place) in (0, 1)
+    out = capfd.readouterr().out
+    assert "file is gone" in next(line for line in out.splitlines() if "coffee.png" in line)
+    assert "1 hit whose file is gone; `steer index` of their folder forgets them" in out
+    steer("search", "a coffee", "--gallery", place, "--paths")
+    out, err = capfd.readouterr()
+    assert out == f"{photos / 'cat.png'}\n"
+    assert "1 hit whose file is gone; left out" in err
+    steer("search", "a coffee", "--gallery", place, "--json")
+    assert [hit["gone"] for hit in json.loads(capfd.readouterr().out)["hits"]] == [True, False]
 
 
 def test_filters_terms_and_images_are_taken(home: Path, capsys):

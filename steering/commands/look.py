@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,13 @@ from lrm_base.checks import MOST_PASSES
 from steering.commands import COMMANDS, options
 
 if TYPE_CHECKING:
+    from steering.goals import Goal
     from steering.look import Look
+    from steering.steerer import Steerer
 
+DEFAULT_MODEL = "lrm_mini"
+SHELLS = ("bash", "zsh", "tcsh")
+MARK = "Look"  # keyword of the text in a picture that tells which image and query it shows
 Writer = Callable[[str, Any], Any]  # takes a text and the stream that it goes to
 
 EPILOG = """\
@@ -33,6 +39,9 @@ examples:
   steer --query "a dog - grass" --query "2:a dog + a cat" photo.jpg    arithmetic; image:FILE is a term, too
   steer --list-classes
 
+complete options with the Tab key:
+  eval "$(steer --print-completion bash)"        in ~/.bashrc; zsh: the same in ~/.zshrc after compinit; tcsh, too
+
 other commands:
   steer index photos/      index folders; see steer index --help
   steer search "a dog"     search them by looking; see steer search --help
@@ -42,11 +51,12 @@ exit codes: 0 done, 1 some images failed, 2 wrong usage
 """
 
 
-def make_parser() -> options.Parser:
-    """The parser of `steer` without a command's name."""
+def make_parser(*, takes_images: bool = True) -> options.Parser:
+    """The parser of `steer` without a command's name. Without images it has the options alone."""
     description = "Look for what you name: a network's ranking of each image, before and after words steer it."
     parser = options.Parser("", 'steer --query "a dog" [options] IMAGE [IMAGE ...]', description, EPILOG)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="a file, folder, glob or sample")
+    if takes_images:
+        parser.add_argument("images", nargs="*", metavar="IMAGE", help="a file, folder, glob or sample")
     parser.add_argument(
         *("-q", "--query"),
         action="append",
@@ -77,9 +87,17 @@ def make_parser() -> options.Parser:
     parser.add_argument("--top", type=options.whole(1), default=5, metavar="N", help="classes to show (default 5)")
     options.add_printing(parser, "one JSON object a line instead of tables")
     parser.add_argument("--list-classes", action="store_true", help="print the names that the model tells apart")
+    parser.add_argument(
+        "--print-completion", choices=SHELLS, help="print a script that completes the options of all commands, and end"
+    )
     steering = parser.add_argument_group("steering")
     options.add_model(steering)
     options.add_language(steering)
+    steering.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="numbers that the network computes with (default float32)",
+    )
     steering.add_argument(
         "--strength",
         type=options.strength,
@@ -96,9 +114,16 @@ def run(argv: Sequence[str]) -> int:
     """Run `steer` with these arguments. Returns the exit code; wrong usage raises SystemExit(2)."""
     parser = make_parser()
     given = parser.parse_intermixed_args(argv)
-    if not given.list_classes and not (given.queries or given.prototypes or given.query_images):
+    if given.print_completion:
+        from steering.commands.completion import script
+
+        print(script(given.print_completion))
+        return 0
+    if given.list_classes:
+        return _list_classes(parser, given.model)
+    if not (given.queries or given.prototypes or given.query_images):
         parser.error(f"nothing to look for: {_missing_query(given.images)}")
-    if not given.list_classes and not given.images:
+    if not given.images:
         parser.error("no images: name files, folders, globs, or a sample such as sample:cat")
     options.plain_streams()
     with parser.usage_errors():
@@ -113,19 +138,16 @@ def run(argv: Sequence[str]) -> int:
 
         from steering.steerer import Steerer
 
-        steerer = Steerer.load(given.model, prior=given.prior, text=given.text, device=given.device)
-        if given.list_classes:
-            print("\n".join(steerer.class_names), flush=True)
-            return 0
+        steerer = Steerer.load(given.model, prior=given.prior, text=given.text, device=given.device, dtype=given.dtype)
         goals: list[Any] = []  # a query that cannot be understood is reported before the first image
         goals += [steerer.goal(query, seed=given.seed) for query in given.queries]
-        goals += [steerer.prototype_goal(name) for name in given.prototypes]
+        goals += [_prototype(steerer, name, given.model) for name in given.prototypes]
         goals += [steerer.image_goal(image, passes=given.passes) for image in given.query_images]
 
     from steering.errors import ImageError, printable
 
     failed = False
-    file_names = FileNames()
+    pictures = None if given.output is None else Pictures(given.output)
     with _progress(images, quiet=given.quiet) as (numbered, write):
         for image in numbered:
             try:
@@ -140,17 +162,43 @@ def run(argv: Sequence[str]) -> int:
             if note and not given.quiet:
                 write(f"steer: {printable(image)}: {note}", sys.stderr)
             for look in looks:
-                text = json.dumps(look.as_dict(given.top)) if given.json else look.text(given.top) + "\n"
-                write(text, sys.stdout)
-                if given.output is None:
-                    continue
-                path = os.path.join(given.output, file_names.unused(look))
-                try:
-                    look.plot(path, given.top)
-                except OSError as error:
-                    write(f"steer: {printable(path)}: not written ({error.strerror or error})", sys.stderr)
-                    failed = True
+                picture: dict[str, str] = {}
+                if pictures is not None:
+                    path = pictures.path(look)
+                    try:
+                        pictures.draw(look, path, given.top)
+                        picture["picture"] = printable(path)
+                    except OSError as error:
+                        write(f"steer: {printable(path)}: not written ({error.strerror or error})", sys.stderr)
+                        failed = True
+                if given.json:
+                    write(json.dumps({**look.as_dict(given.top), **picture}), sys.stdout)
+                else:
+                    drawn = "".join(f"  picture: {name}\n" for name in picture.values())
+                    write(f"{look.text(given.top)}\n{drawn}", sys.stdout)
     return 1 if failed else 0
+
+
+def _list_classes(parser: options.Parser, model: str) -> int:
+    options.plain_streams()
+    with parser.usage_errors():
+        from steering.catalogue import class_names
+
+        print("\n".join(class_names(model)), flush=True)
+    return 0
+
+
+def _prototype(steerer: Steerer, name: str, model: str) -> Goal:
+    """The goal of a class. The error for a name that does not exist tells how to see all names."""
+    from steering.errors import QueryError
+
+    try:
+        return steerer.prototype_goal(name)
+    except QueryError as error:
+        if steerer.prototypes is None:
+            raise
+        chosen = "" if model == DEFAULT_MODEL else f"--model {shlex.quote(model)} "
+        raise QueryError(f"{error} (all names: steer {chosen}--list-classes)") from None
 
 
 def _missing_query(images: Sequence[str]) -> str:
@@ -173,21 +221,50 @@ def _progress(images: list[str], quiet: bool) -> Iterator[tuple[Iterable[str], W
         yield bar, lambda text, stream: (tqdm.write(text, file=stream), stream.flush())
 
 
-class FileNames:
-    """Names for pictures. Any file system takes them, and no name comes twice in a run."""
+class Pictures:
+    """The pictures of looks in a folder. Any file system takes their names.
 
-    def __init__(self) -> None:
-        self.used: set[str] = set()
+    A picture keeps a mark of its image and query. No name comes twice in a run. A later run writes over a picture of
+    the same image and query, and over no other file.
+    """
 
-    def unused(self, look: Look) -> str:
-        """A file name for the picture of a look."""
+    def __init__(self, folder: str) -> None:
+        self.folder, self.used = folder, set[str]()
+
+    def path(self, look: Look) -> str:
+        """Where the picture of a look goes."""
         stem = os.path.splitext(os.path.basename(look.image))[0]
         base = f"{_slug(stem) or 'image'}--{_slug(look.query) or 'query'}"
         name, number = base, 2
-        while name.lower() in self.used:
+        while name.lower() in self.used or self._is_another(name, look):
             name, number = f"{base}-{number}", number + 1
         self.used.add(name.lower())
-        return f"{name}.png"
+        return os.path.join(self.folder, f"{name}.png")
+
+    def _is_another(self, name: str, look: Look) -> bool:
+        """Whether a file has the name that is not the picture of this image and query."""
+        path = os.path.join(self.folder, f"{name}.png")
+        if not os.path.isfile(path):
+            return False
+        from PIL import Image
+
+        try:
+            with Image.open(path, formats=("PNG",)) as picture:
+                return picture.info.get(MARK) != _mark(look)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return True
+
+    def draw(self, look: Look, path: str, top: int) -> None:
+        """Write the picture of a look. Raises OSError."""
+        look.plot(None, top).savefig(path, metadata={MARK: _mark(look)})
+
+
+def _mark(look: Look) -> str:
+    """What tells one image and query from others, without telling where the image is."""
+    import hashlib
+
+    image = look.image if look.image.startswith("sample:") else os.path.abspath(look.image)
+    return hashlib.sha256("\0".join((image, look.query)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _slug(words: str) -> str:

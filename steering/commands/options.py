@@ -2,6 +2,9 @@
 
 Errors of the library begin with the name of an argument ("strength: got …") or name a switch ("retry=True"). Here they
 become the options that a user types ("--strength: got …", "--retry").
+
+Unusual: a query may begin with a dash ("-a dog"), though argparse takes such a word for an option. A word of several
+letters behind a single dash that is no option is taken as it stands.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from lrm_base.checks import MOST_SEED, MOST_STRENGTH
+from lrm_base.extras import install_command
 from steering import __version__
 
 MOST = 1_000_000_000
@@ -39,6 +44,53 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("-V", "--version", action="version", version=f"steer {__version__}")
+
+    def parse_known_args(  # type: ignore[override]  # argparse has overloads here
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """As argparse does it, but a value may begin with a dash."""
+        return super().parse_known_args(self._joined(sys.argv[1:] if args is None else args), namespace)
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """The same arguments, where "--query", "-a dog" became "--query=-a dog"."""
+        joined: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            option = self._option_string_actions.get(word)
+            if word == "--":
+                return [*joined, word, *rest]
+            value = next(rest, None) if option is not None and option.nargs is None else None
+            if option is None or value is None:
+                joined.append(word)
+            elif re.match("-[^-]", value) and value not in self._option_string_actions:
+                joined.append(f"{option.option_strings[-1]}={value}")
+            elif value == "--" or value in self._option_string_actions:  # the value was forgotten: argparse tells
+                return [*joined, word, *self._joined([value, *rest])]
+            else:
+                joined += [word, value]
+        return joined
+
+    def _parse_optional(self, arg_string: str) -> Any:  # argparse's own name: None stands for "no option"
+        if re.match(r"-[^-]*\w\W*\w", arg_string) and not self._is_options(arg_string):
+            return None
+        return super()._parse_optional(arg_string)
+
+    def _is_options(self, word: str) -> bool:
+        """Whether a word behind a single dash is an option, several of one letter, or one with its value."""
+        if word in self._option_string_actions:
+            return True
+        for letter in word[1:]:
+            option = self._option_string_actions.get(f"-{letter}")
+            if option is None or option.nargs != 0:
+                return option is not None
+        return True
+
+    def error(self, message: str) -> NoReturn:
+        """One line and exit code 2. Tells how a value that begins with dashes is given."""
+        if message.endswith("expected one argument"):
+            option = message.removeprefix("argument ").partition(":")[0].rpartition("/")[2]
+            message = f"{message}; a value that begins with dashes is joined to its option: {option}=VALUE"
+        super().error(message)
 
     def translate(self, message: str) -> str:
         """An error of the library in the words of these options."""
@@ -64,7 +116,7 @@ class Parser(argparse.ArgumentParser):
         except ModuleNotFoundError as error:
             if extra is None:
                 raise
-            self.error(f"{error}; this command needs more packages: pip install 'lrm-steering[{extra}]'")
+            self.error(f"{error}; this command needs more packages: {install_command(extra)}")
         except (BrokenPipeError, KeyboardInterrupt):
             raise
         except (ValueError, OSError) as error:

@@ -1,6 +1,7 @@
 """`steer search "a dog"`: search a gallery by looking for what is named.
 
-Unusual: the exit code is 1 when nothing in the gallery shows what was looked for, as with `grep`.
+Unusual: the exit code is 1 when nothing in the gallery shows what was looked for, or when that is unsure, as with
+`grep`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from steering.errors import GalleryError, printable
 if TYPE_CHECKING:
     from steering.goals import Goal
     from steering.search.gallery import Gallery
-    from steering.search.hits import Hits
+    from steering.search.hits import Hit, Hits
 
 EPILOG = """\
 examples:
@@ -28,11 +29,15 @@ examples:
   steer search "2:a dog + a cat"                 both, the dog counts twice
   steer search "image:photo.jpg + a hat"         an image as a term
   steer search "a dog" --where "width > 500 AND path LIKE '%/2024/%'" --json
-  steer search "a dog" --threshold 0.8 --paths | xargs ls -l
+  steer search "a dog" --threshold 0.8 --print0 | xargs -0 ls -l
   steer search --query-image photo.jpg           what looks like this
 
+A hit has two numbers: how likely it shows the goal alone, and how likely here, given all that was seen of the gallery.
+The verdict of a hit is that of the image alone. The answer above the hits is that of the gallery.
+Some images are drawn at random and looked at, too: what nobody looked at is no evidence of absence.
+
 columns for --where: path, size, modified, sha256, width, height, sees (likeliest class before any goal)
-exit codes: 0 found, 1 nothing in the gallery shows it, 2 wrong usage
+exit codes: 0 found, 1 nothing shows it or it is unsure, 2 wrong usage
 """
 
 
@@ -52,7 +57,9 @@ def make_parser() -> options.Parser:
     )
     parser.add_argument("--threshold", type=options.probability, metavar="P", help="least probability of a hit, 0 to 1")
     parser.add_argument("--where", metavar="SQL", help='search only such images, e.g. "width > 500"')
+    parser.add_argument("--all", action="store_true", help="list images that are the same to the eye one by one")
     parser.add_argument("--paths", action="store_true", help="print the paths of the hits and nothing else")
+    parser.add_argument("--print0", action="store_true", help="like --paths, with a NUL after each, for xargs -0")
     parser.add_argument("--contact-sheet", metavar="FILE", help="draw the hits, with heatmaps, into a picture")
     parser.add_argument("--open", action="store_true", help="show the contact sheet")
     return parser
@@ -90,13 +97,19 @@ def run(argv: Sequence[str]) -> int:
         else:
             goal = gallery.goal(query, seed=given.seed)
         hits = gallery.search(
-            goal, top=given.top, rerank=given.rerank, where=given.where, threshold=given.threshold, seed=given.seed
+            goal,
+            top=given.top,
+            rerank=given.rerank,
+            where=given.where,
+            threshold=given.threshold,
+            fold=not given.all,
+            seed=given.seed,
         )
         if given.contact_sheet or given.open:
             _sheet(gallery, hits, goal, given.contact_sheet, given.open)
     _print(hits, given)
-    shown = hits.present if hits.frequency is not None and given.threshold is None else hits
-    return 0 if shown else 1
+    judged = hits.answer is not None and given.threshold is None
+    return 0 if hits and (not judged or hits.answer == "present") else 1
 
 
 def _sheet(gallery: Gallery, hits: Hits, goal: Goal, path: str | None, show: bool) -> None:
@@ -114,44 +127,85 @@ def _sheet(gallery: Gallery, hits: Hits, goal: Goal, path: str | None, show: boo
 
 
 def _print(hits: Hits, given: argparse.Namespace) -> None:
-    if given.paths:
+    if given.paths or given.print0:
+        end = b"\0" if given.print0 else b"\n"
+        here = [hit for hit in hits if not hit.gone]
         sys.stdout.flush()
-        for hit in hits:
-            sys.stdout.buffer.write(os.fsencode(hit.path) + b"\n")
+        for hit in here:
+            sys.stdout.buffer.write(os.fsencode(hit.path) + end)
         sys.stdout.buffer.flush()
+        if len(here) < len(hits) and not given.quiet:
+            print(f"steer: {_gone(len(hits) - len(here))}; left out", file=sys.stderr)
     elif given.json:
-        about = {"query": hits.query, "images": hits.images, "looked_at": hits.looked_at, "frequency": hits.frequency}
-        print(json.dumps({**about, "seconds": round(hits.seconds, 4), "hits": [hit.as_dict() for hit in hits]}))
+        print(json.dumps(hits.as_dict()))
     else:
-        print(_text(hits, given.threshold))
+        print(told(hits, given.threshold))
 
 
-def _text(hits: Hits, threshold: float | None) -> str:
-    """The answer in a sentence, then a line for each hit."""
-    query, present = printable(hits.query), hits.present
+def told(hits: Hits, threshold: float | None = None) -> str:
+    """The answer of the gallery, then a line for each hit."""
+    lines = [_head(hits, threshold)]
+    if hits.images:
+        lines += [f"  note: {printable(note)}" for note in hits.goal.notes]
+        lines += [_line(hit) for hit in hits]
+    gone = sum(hit.gone for hit in hits)
+    if gone:
+        lines.append(f"{_gone(gone)}; `steer index` of their folder forgets them (--prune if the folder is gone)")
+    return "\n".join(lines)
+
+
+def _head(hits: Hits, threshold: float | None) -> str:
+    """What was found, and how sure that is."""
+    query = printable(hits.query)
     many = f"{hits.images:,} image{'' if hits.images == 1 else 's'}"
     work = f"{many}, {hits.looked_at:,} looked at, {hits.seconds:.2f} s"
     if not hits.images:
         return f"There is no image to search for “{query}”."
     if threshold is not None:
         some = f"{len(hits)} of the images reach" if hits else "no image reaches"
-        head = f"“{query}”: {some} {threshold:.0%} ({work})"
-    elif not hits.looked_at:
-        head = f"“{query}”, by the first pass alone ({work})"
-    elif hits.frequency is None:
-        head = f"“{query}”, by evidence; this model has no calibrated verdict for such a goal ({work})"
-    elif present:
-        head = f"“{query}”: {len(present):,} of the hits below show it ({work})"
+        return f"“{query}”: {some} {threshold:.0%} ({work})"
+    if not hits.looked_at:
+        return f"“{query}”, by the first pass alone ({work})"
+    if hits.goal.unfamiliar:
+        return f"“{query}”: unsure ({work}). {printable(hits.goal.unfamiliar)}"
+    seen = hits.prevalence
+    if seen is None:
+        return f"“{query}”, by evidence; this model has no calibrated verdict for such a goal ({work})"
+    if hits.answer == "absent":
+        return f"Nothing in this gallery shows “{query}” ({work}). Nearest:"
+    count = len(hits.present)
+    like = f"{count} of the hits below look{'s' if count == 1 else ''} like it alone" if count else ""
+    right = f"about {round(hits.expected)} of them" if round(hits.expected) else "fewer than one of them"
+    if hits.answer == "present":
+        share = (
+            f"In all, about {percent(seen.share)} of the images show it ({percent(seen.low)} to {percent(seen.high)})."
+        )
+        return f"“{query}”: present ({work}).\n  {like}; {right} expected to be right. {share}"
+    least = f"If any image shows it, at most {percent(seen.high)} do."
+    like = f"{like}; if any are right, {right}." if count else "None of the hits below looks like it alone."
+    return f"“{query}”: unsure whether any image shows it ({work}).\n  {like} {least} Nearest:"
+
+
+def percent(share: float) -> str:
+    """A share in per cent with as many digits as it needs: 0.04 %, 1.3 %, 87 %."""
+    return (
+        f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %" if share >= 0.01 else f"{100 * share:.2g} %"
+    )
+
+
+def _line(hit: Hit) -> str:
+    if hit.alone is not None and hit.probability is not None:
+        said = f"{hit.verdict:<7} {hit.alone:>4.0%}, here {hit.probability:>4.0%}"
     else:
-        unsure = any(hit.verdict == "unsure" for hit in hits)
-        head = "It is unsure whether anything in this gallery shows" if unsure else "Nothing in this gallery shows"
-        head += f" “{query}” ({work})." + (" Nearest:" if hits else "")
-    lines = [head]
-    here = os.getcwd() + os.sep
-    for hit in hits:
-        said = "not looked at" if hit.probability is None else f"{hit.verdict:<7} {hit.probability:>4.0%}"
-        if hit.probability is None and hit.evidence is not None:
-            said = f"{hit.evidence:+.2f} nats"
-        path = printable(hit.path.removeprefix(here))
-        lines.append(f"{hit.rank:>3}  {said:<13}  {path}  ({hit.width}×{hit.height}, sees {hit.sees})")
-    return "\n".join(lines)
+        said = "not looked at" if hit.evidence is None else f"{hit.evidence:+.2f} nats"
+    path = printable(hit.path.removeprefix(os.getcwd() + os.sep))
+    about = [f"{hit.width}×{hit.height}", f"sees {hit.sees}"]
+    if hit.copies:
+        about.append(f"and {len(hit.copies):,} more like it")
+    if hit.gone:
+        about.append("file is gone")
+    return f"{hit.rank:>3}  {said:<23}  {path}  ({', '.join(about)})"
+
+
+def _gone(count: int) -> str:
+    return f"{count} hit{'' if count == 1 else 's'} whose file is gone"

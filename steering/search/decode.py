@@ -54,6 +54,7 @@ class Decoded:
         width, height: of the whole image, upright, in pixels.
         pixels: (s, s, 3) uint8, the whole frame squashed to a square, as in `Network.pixels`.
         difference_hash: 64 bits; see the function of that name.
+        note: what `open_image` tells of it, for example that its last bytes are missing. Empty if there is nothing.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Decoded:
     height: int
     pixels: np.ndarray
     difference_hash: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def read(task: Task, side: int) -> Read:
         return Unreadable(name, entry.size, modified, reason, passing=passing)
     except Exception as error:  # an object that is no image at all
         return Unreadable(name, entry.size, modified, f"is no image ({printable(str(error))[:160]})")
-    return Decoded(name, size, modified, digest, *picture.size, np.asarray(small), difference_hash(small))
+    pixels, note = np.asarray(small), printable(str(picture.info.get("note", "")))
+    return Decoded(name, size, modified, digest, *picture.size, pixels, difference_hash(small), note)
 
 
 def difference_hash(picture: Image.Image) -> int:

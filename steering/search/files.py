@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from steering.errors import ImageError, printable
 from steering.images import SUFFIXES
+from steering.search.selection import Selection, suffix_of
 
 ESCAPE = "\x1a"  # ASCII's "substitute"; the code point follows in four hexadecimal digits
 _UNSTORABLE = re.compile("[\0\x1a\ud800-\udfff]")  # a NUL in one of its errors makes Lance abort the process
@@ -71,23 +72,30 @@ class Unreadable:
     passing: bool = False
 
 
-def scan(paths: Iterable[str | os.PathLike]) -> Iterator[Entry | Unreadable]:
+def scan(paths: Iterable[str | os.PathLike], selection: Selection | None = None) -> Iterator[Entry | Unreadable]:
     """The files that are given, and the image files below given folders. Each comes once, in a fixed order.
 
-    Hidden files and folders are passed over. Links to folders are not followed. A folder that cannot be listed comes as
-    `Unreadable`, so that the images that were indexed below it are not taken for deleted. A folder that is named like
-    an image comes as `Unreadable`, too.
+    Links to folders are not followed. A folder that cannot be listed comes as `Unreadable`, so that the images that
+    were indexed below it are not taken for deleted. A folder that is named like an image comes as `Unreadable`, too.
+
+    Args:
+        paths: files and folders.
+        selection: the rules of what is left out, which also counts it. By default, hidden files and folders are left
+            out, and the folders `selection.LEFT_OUT`.
 
     Raises:
         ImageError: a path that was given does not exist.
     """
+    selection = selection or Selection()
+    given_paths = [os.fsdecode(path) for path in paths]
+    given_folders = [os.path.realpath(path) for path in given_paths if os.path.isdir(path)]
     seen: set[str] = set()
-    for given in paths:
-        path = os.path.abspath(os.fsdecode(given))
+    for given in given_paths:
+        path = os.path.abspath(given)
         if os.path.isdir(path):
-            entries: Iterable[Entry | Unreadable] = _below(path)
+            entries: Iterable[Entry | Unreadable] = _below(path, selection, given_folders)
         elif os.path.lexists(path):
-            entries = [_stat(path)]
+            entries = [_stat(path)] if selection.takes(path, path) else []
         else:
             raise ImageError(f"{printable(given)}: no such file or folder")
         for entry in entries:
@@ -101,28 +109,58 @@ def roots(paths: Iterable[str | os.PathLike]) -> tuple[str, ...]:
     return tuple(to_key(os.path.abspath(os.fsdecode(path))) for path in paths)
 
 
+def missing(paths: Sequence[str | os.PathLike], known: Iterable[str], *, prune: bool) -> set[str]:
+    """The keys of the paths that are not there now. With `prune`, these may be forgotten.
+
+    Args:
+        paths: files and folders.
+        known: the keys that a gallery holds. They are read only if a path is not there.
+        prune: whether what is not there is to be forgotten.
+
+    Raises:
+        ImageError: a path is not there, and the gallery knows nothing below it or `prune` is not given.
+    """
+    gone = {key: path for key, path in zip(roots(paths), paths, strict=True) if not os.path.lexists(to_path(key))}
+    names = list(known) if gone else []
+    for key, path in gone.items():
+        count = sum(is_below(name, [key]) for name in names)
+        if not (count and prune):
+            hint = f"; the gallery knows {count:,} files there, which prune=True forgets" if count else ""
+            raise ImageError(f"{printable(path)}: no such file or folder{hint}")
+    return set(gone)
+
+
 def is_below(name: str, folders: Iterable[str]) -> bool:
     """Whether a key belongs to one of the folders or to something below one. The folders are given as keys, too."""
     return any(name == folder or name.startswith(folder.rstrip("/") + "/") for folder in folders)
 
 
-def _below(folder: str) -> Iterator[Entry | Unreadable]:
+def _below(folder: str, selection: Selection, given: Sequence[str]) -> Iterator[Entry | Unreadable]:
+    """The images below a folder. `given`: the real paths of all folders of the source."""
     failed: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=failed.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [
+            name for name in sorted(folders) if selection.takes(os.path.join(parent, name), folder, folder=True)
+        ]
         for name in sorted(files):
-            if _is_image(name):
-                yield _stat(os.path.join(parent, name))
+            path = os.path.join(parent, name)
+            if not _is_image(name):
+                selection.pass_over(path, folder)
+            elif selection.takes(path, folder):
+                yield _stat(path)
         for name in folders:
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and not is_below(os.path.realpath(path), given):
+                selection.pass_over_link(path)
             if _is_image(name):
-                yield Unreadable(to_key(os.path.join(parent, name)), 0, 0, "is a folder, not an image")
+                yield Unreadable(to_key(path), 0, 0, "is a folder, not an image")
     for error in failed:
         key = to_key(os.fsdecode(error.filename))
         yield Unreadable(key, 0, 0, f"folder cannot be listed ({error.strerror})", "folder")
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+    return suffix_of(name) in SUFFIXES
 
 
 def _stat(path: str) -> Entry | Unreadable:
@@ -137,29 +175,38 @@ def _stat(path: str) -> Entry | Unreadable:
     return Entry(name, status.st_size, modified, path)
 
 
-def entries(source: Any) -> Iterator[Entry | Unreadable]:
+def entries(source: Any, selection: Selection | None = None) -> Iterator[Entry | Unreadable]:
     """Anything that can be indexed: a path, paths, an ImageFolder, a `datasets.Dataset`, or (name, image) pairs.
 
     The images of a data set are named `NAME-FINGERPRINT/SPLIT#ROW`. Those of an ImageFolder are named by their files.
     Only paths are sure to come once each; a name among pairs may come again.
 
+    Args:
+        source: one of these.
+        selection: as in `scan`. The names of other images than files below folders are compared with patterns alone.
+
     Raises:
         ImageError: a path does not exist. ValueError: the source is none of these.
     """
+    selection = selection or Selection()
     if isinstance(source, str | os.PathLike):
-        return scan([source])
+        return scan([source], selection)
     if is_paths(source):
-        return scan(source)
-    if hasattr(source, "samples") and hasattr(source, "classes"):  # torchvision's ImageFolder
-        return (_stat(os.path.abspath(path)) for path, _ in source.samples)
+        return scan(source, selection)
     if isinstance(source, Mapping):
         raise ValueError(f"source: got several data sets, expected one: add each of {', '.join(map(str, source))}")
-    if hasattr(source, "features") and hasattr(source, "cast_column"):
-        return _dataset(source)
-    if isinstance(source, Iterable):
-        return _each(source)
-    kind = type(source).__name__
-    raise ValueError(f"source: got {kind}, expected a folder, files, an ImageFolder, a data set or (name, image) pairs")
+    if hasattr(source, "samples") and hasattr(source, "classes"):  # torchvision's ImageFolder
+        named: Iterable[Entry | Unreadable] = (_stat(os.path.abspath(path)) for path, _ in source.samples)
+    elif hasattr(source, "features") and hasattr(source, "cast_column"):
+        named = _dataset(source)
+    elif isinstance(source, Iterable):
+        return _each(source, selection)
+    else:
+        kind = type(source).__name__
+        raise ValueError(
+            f"source: got {kind}, expected a folder, files, an ImageFolder, a data set or (name, image) pairs"
+        )
+    return (entry for entry in named if not selection.excludes(to_path(entry.name)))
 
 
 def is_paths(source: Any) -> bool:
@@ -167,12 +214,13 @@ def is_paths(source: Any) -> bool:
     return isinstance(source, list | tuple) and all(isinstance(item, str | os.PathLike) for item in source)
 
 
-def _each(source: Iterable[Any]) -> Iterator[Entry | Unreadable]:
+def _each(source: Iterable[Any], selection: Selection) -> Iterator[Entry | Unreadable]:
     for item in source:
         if isinstance(item, str | os.PathLike):
-            yield from scan([item])
+            yield from scan([item], selection)
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str | os.PathLike):
-            yield _given(to_key(os.fsdecode(item[0])), item[1])
+            if not selection.excludes(os.fsdecode(item[0])):
+                yield _given(to_key(os.fsdecode(item[0])), item[1])
         else:
             raise ValueError(
                 f"source: got {type(item).__name__} among its items, expected files or (name, image) pairs"
@@ -210,3 +258,21 @@ def file_of(name: str) -> str | None:
     """The file that a key stands for, if it is there now. Names that were given to images are no files."""
     path = to_path(name)
     return path if os.path.isabs(path) and os.path.isfile(path) else None
+
+
+def is_gone(name: str) -> bool:
+    """Whether a key stands for a file that is not there now: deleted, moved, or on a disk that is away.
+
+    False for names that were given to images, for addresses of object stores, and where nothing can be told because a
+    folder may not be entered.
+    """
+    path = to_path(name)
+    if not os.path.isabs(path):
+        return False
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # permission, a disk that fails, or no name that a file can have
+        return False
+    return False

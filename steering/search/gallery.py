@@ -4,21 +4,19 @@ A search has two stages. The first compares the class evidence by places of ever
 gallery, and picks the nearest images. The second looks at these images *for* the goal, with a steered pass each. It
 ranks them by the calibrated probability that the goal is there.
 
-Unusual: the answer may be that nothing is there. When many images are looked at, some show anything by chance. So
-probabilities are corrected for how frequent the goal is in the gallery; see `steering.search.odds`.
+Unusual: each hit has two probabilities. One is that of the image alone. The other knows how frequent the goal is in the
+gallery: when many images are looked at, some show anything by chance. A few images that the first stage ranks low are
+looked at as well, since images that nobody looked at are no evidence of absence; see `steering.search.odds`.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import pyarrow as pa
-from einops import rearrange
 from PIL import Image
 
 from lrm_base import checks
@@ -27,13 +25,12 @@ from steering.errors import GalleryError, ImageError, printable
 from steering.goals import Goal
 from steering.search.engine import Engine, local_engine
 from steering.search.files import file_of, to_key, to_path
-from steering.search.hits import Hit, Hits, direction, ranked, unseen
+from steering.search.hits import Hit, Hits
 from steering.search.indexing import update
-from steering.search.looks import look_for
-from steering.search.odds import frequency
+from steering.search.query import find, matrix, pages
 from steering.search.report import Report
-from steering.search.schema import FILTERS, SHOWN, GalleryCard
-from steering.search.store import MOST_BY_INDEX, Store
+from steering.search.schema import FILTERS, GalleryCard
+from steering.search.store import Store
 from steering.steerer import Steerer
 
 if TYPE_CHECKING:
@@ -114,13 +111,16 @@ class Gallery:
         engine: Engine | None = None,
         retry: bool = False,
         prune: bool = False,
+        exclude: str | Sequence[str] = (),
+        include_all: bool = False,
         progress: Any = None,
     ) -> Report:
         """Index what is new or changed in a source, and forget what is gone from it.
 
-        Images that vanished from a folder are removed from the gallery. Images that were renamed keep their rows. Bad
-        files are skipped and listed in the report. If a name comes several times, its last image counts. You may
-        interrupt this at any time; the next call goes on.
+        Images that vanished from a folder are removed from the gallery. Images whose files are gone, and that are found
+        under another name, keep their rows: a renamed folder is not read again. Bad files are skipped and listed in the
+        report, and so is what is left out. If a name comes several times, its last image counts. You may interrupt this
+        at any time; the next call goes on.
 
         Args:
             source: a folder or file, or several; a torchvision `ImageFolder`; a `datasets.Dataset`; or (name, image)
@@ -130,16 +130,31 @@ class Gallery:
             engine: what reads images and runs the first pass; see `steering.search.ray_engine` for many machines.
             retry: whether to read again what could not be read before.
             prune: whether to forget the images of a folder that is empty or gone now.
+            exclude: patterns of what to leave out, such as `*.gif`, `drafts` or `2019/*`. Each is compared with the
+                name of a file or folder, and with its path relative to the source. Images that are left out now are
+                removed from the gallery.
+            include_all: whether to take hidden files and folders below a folder, and those that other programs keep for
+                themselves (`steering.search.selection.LEFT_OUT`).
             progress: wraps the iterator of results. It is called with the iterator, the number of results (or None)
                 and the `Report`.
 
         Raises:
             ImageError: a path does not exist. GalleryError: the gallery is damaged or cannot be written.
-            ValueError: the source is none of these, or `workers` is out of range.
+            ValueError: the source is none of these, `workers` is out of range, or a pattern is empty.
         """
         engine = engine or local_engine(self.steerer.network, workers, first_pass=self.store.card.first_pass)
-        options = {"retry": retry, "prune": prune, "keep_pixels": self.store.card.side > 0, "progress": progress}
-        return update(self.store, self.steerer.class_names, source, engine, **options)
+        return update(
+            self.store,
+            self.steerer.class_names,
+            source,
+            engine,
+            retry=retry,
+            prune=prune,
+            keep_pixels=self.store.card.side > 0,
+            exclude=exclude,
+            include_all=include_all,
+            progress=progress,
+        )
 
     def skipped(self) -> dict[str, str]:
         """Paths of files that could not be indexed, and why."""
@@ -156,7 +171,7 @@ class Gallery:
         self.store.count(where)
         batches = self.store.images.batches(("path", "output", "evidence"), where)
         return (
-            (list(map(to_path, batch["path"].to_pylist())), _matrix(batch["output"]), _matrix(batch["evidence"]) ** 2)
+            (list(map(to_path, batch["path"].to_pylist())), matrix(batch["output"]), matrix(batch["evidence"]) ** 2)
             for batch in batches
         )
 
@@ -168,19 +183,23 @@ class Gallery:
         rerank: int = RERANK,
         where: str | None = None,
         threshold: float | None = None,
+        fold: bool = True,
         strength: Strength | None = None,
         passes: int | None = None,
         seed: int = 0,
     ) -> Hits:
-        """The images that show what is looked for, the likeliest first.
+        """The images that show what is looked for, the likeliest first, and what the gallery as a whole answers.
 
         Args:
             query: words, arithmetic on words and images (`steering.algebra.parse`), or a goal.
             top: number of hits to return.
-            rerank: number of candidates to look at. With 0, the first stage alone ranks the images.
+            rerank: number of the nearest candidates to look at; some others are drawn at random and looked at, too
+                (`steering.search.candidates`). With 0, the first stage alone ranks the images.
             where: an SQL condition on the columns of `images`, such as `width > 500 AND path LIKE '%/2024/%'`.
             threshold: least probability of a hit.
-            strength, passes, seed: see `Steerer.look_many`.
+            fold: whether images that are the same to the eye are one hit.
+            strength, passes: see `Steerer.look_many`.
+            seed: number that fixes the prior's samples and the images that are drawn.
 
         Raises:
             QueryError: the query cannot be understood. GalleryError: the condition cannot be understood, or the gallery
@@ -195,25 +214,9 @@ class Gallery:
                 )
         strength = None if strength is None else checks.strength(strength)
         passes = None if passes is None else checks.whole_number("passes", passes, 2, checks.MOST_PASSES)
-        start = time.perf_counter()
         goal = self.goal(query, seed=seed)
-        total = self.store.count(where)
-        count = min(max(top, rerank), max(total, MOST_BY_INDEX + 1))  # a huge number stays a number of Lance
-        nearest = self.store.nearest(direction(goal), count, where) if total else None
-        rows = [] if nearest is None else nearest.to_pylist()
-        candidates = rows[:rerank]
-        looks = look_for(self.store, self.steerer, goal, candidates, strength=strength, passes=passes)
-        if threshold is not None and looks.alone is None:
-            raise ValueError(
-                f"threshold: got {threshold:g}, but {self.store.card.model} has no calibrated verdict for goals by "
-                f"{goal.source!r}"
-            )
-        share = None if looks.alone is None or not candidates else frequency(looks.alone, total)
-        hits = [*ranked(candidates, looks, share, self.steerer.verdicts, goal), *map(unseen, rows[rerank:])]
-        if threshold is not None:
-            hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
-        numbered = [replace(hit, rank=rank) for rank, hit in enumerate(hits[:top], start=1)]
-        return Hits(numbered, goal.name, total, len(candidates), share, time.perf_counter() - start)
+        choice: dict[str, Any] = {"top": top, "rerank": rerank, "where": where, "fold": fold, "seed": seed}
+        return find(self.store, self.steerer, goal, threshold=threshold, strength=strength, passes=passes, **choice)
 
     def stream(
         self, query: str | Goal, *, where: str | None = None, page: int = RERANK, seed: int = 0
@@ -233,34 +236,7 @@ class Gallery:
         page = checks.whole_number("page", page, 1)
         goal = self.goal(query, seed=seed)
         self.store.count(where)
-        return self._pages(goal, where, page)
-
-    def _pages(self, goal: Goal, where: str | None, page: int) -> Iterator[Hit]:
-        scores, names = self._scores(direction(goal), where)
-        order = np.argsort(-scores, kind="stable")
-        rank = 0
-        for start in range(0, len(order), page):
-            part = order[start : start + page]
-            rows = self._rows(names.take(part).to_pylist(), scores[part])
-            looks = look_for(self.store, self.steerer, goal, rows)
-            for hit in ranked(rows, looks, None, self.steerer.verdicts, goal):
-                rank += 1
-                yield replace(hit, rank=rank)
-
-    def _scores(self, query: np.ndarray, where: str | None) -> tuple[np.ndarray, pa.ChunkedArray]:
-        """The first stage's score and the name of every image."""
-        scores, names = [np.zeros(0, np.float32)], []
-        for batch in self.store.images.batches(("path", "evidence"), where):
-            vectors = _matrix(batch["evidence"])
-            scores.append(vectors @ query / np.linalg.norm(vectors, axis=1))
-            names.append(batch["path"])
-        return np.concatenate(scores), pa.chunked_array(names, pa.string())
-
-    def _rows(self, names: Sequence[str], scores: np.ndarray) -> list[dict[str, Any]]:
-        """Rows by name, in that order. Images that are gone by now are left out."""
-        rows = {row["path"]: row for row in self.store.rows(names, SHOWN)}
-        pairs = zip(names, scores.tolist(), strict=True)
-        return [{**rows[name], "score": score} for name, score in pairs if name in rows]
+        return pages(self.store, self.steerer, goal, where, page)
 
     def goal(self, query: str | Goal, *, seed: int = 0) -> Goal:
         """Understand a query. Arguments and errors are those of `Steerer.goal`."""
@@ -299,11 +275,6 @@ class Gallery:
         from steering.search.duplicates import groups
 
         return groups(self.store, near=near)
-
-
-def _matrix(column: pa.Array) -> np.ndarray:
-    """A column of b vectors as (b, M), float32."""
-    return rearrange(column.flatten().to_numpy(), "(b m) -> b m", b=len(column)).astype(np.float32)
 
 
 def _shape(hit: Hit, longest: int = 384) -> tuple[int, int]:

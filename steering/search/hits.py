@@ -10,9 +10,10 @@ import numpy as np
 
 from steering.evidence import Answer
 from steering.goals import Goal
+from steering.search.candidates import Candidate
 from steering.search.files import to_path
 from steering.search.looks import Looks
-from steering.search.odds import corrected
+from steering.search.odds import Prevalence, corrected
 from steering.seek import Verdicts, answer
 
 
@@ -20,20 +21,23 @@ from steering.seek import Verdicts, answer
 class Hit:
     """One image that a search gave.
 
-    The last four attributes are None where there was no look. The last three are also None where the model has no
-    calibrated verdict.
+    `evidence` is None where there was no look. `alone`, `verdict` and `probability` are also None where the model has
+    no calibrated verdict.
 
     Attributes:
         path: its file, or its name if it has none.
         rank: place among the hits, from 1 on.
-        score: the first stage's score: cosine of the image's class evidence and the goal, 0 to 1.
+        score: the first stage's score: cosine of the image's class evidence and the goal, 0 to 1. For a complement
+            ("- a cat") it is the negative of the cosine with what is unwanted.
         width, height: of the image, upright.
         sees: likeliest class before any goal.
         looked_at: whether the second stage looked at it.
         evidence: change of the support for the goal by steering, in nats.
-        probability: how likely it shows the goal, given how many images were looked at.
-        alone: the same, as if it were the only image.
-        verdict: what `probability` means: `present`, `absent` or `unsure`.
+        alone: how likely it shows the goal, as if it were the only image.
+        verdict: what `alone` means: `present`, `absent` or `unsure`.
+        probability: how likely it shows the goal, given all that was seen of the gallery.
+        copies: paths of images that are the same to the eye and were folded into this hit.
+        gone: whether its file is not there now.
     """
 
     path: str
@@ -44,36 +48,88 @@ class Hit:
     sees: str
     looked_at: bool = False
     evidence: float | None = None
-    probability: float | None = None
     alone: float | None = None
     verdict: Answer | None = None
+    probability: float | None = None
+    copies: tuple[str, ...] = ()
+    gone: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in self.__dict__.items()}
+        values = {k: round(v, 4) if isinstance(v, float) else v for k, v in self.__dict__.items()}
+        return {**values, "copies": list(self.copies)}
 
 
 class Hits(list[Hit]):
     """Hits, the best first, and what they answer.
 
     Attributes:
-        query: what was looked for, as given.
+        goal: what was looked for.
         images: number of images of the gallery that the filter lets through.
         looked_at: how many of them were looked at.
-        frequency: estimated share of these images that show the goal; None without a calibrated verdict.
+        prevalence: estimated share of these images that show the goal, with an interval; None without a calibrated
+            verdict, and for an unfamiliar goal.
         seconds: how long the search took.
     """
 
     def __init__(
-        self, hits: Sequence[Hit], query: str, images: int, looked_at: int, share: float | None, seconds: float
+        self,
+        hits: Sequence[Hit],
+        goal: Goal,
+        images: int,
+        looked_at: int,
+        prevalence: Prevalence | None,
+        seconds: float,
     ) -> None:
         super().__init__(hits)
-        self.query, self.images, self.looked_at, self.frequency, self.seconds = query, images, looked_at, share, seconds
+        self.goal, self.images, self.looked_at = goal, images, looked_at
+        self.prevalence, self.seconds = prevalence, seconds
+
+    @property
+    def query(self) -> str:
+        """What was looked for, as given."""
+        return self.goal.name
 
     @property
     def present(self) -> list[Hit]:
-        """The hits that are said to show the goal."""
+        """The hits that show the goal if each is judged alone."""
         return [hit for hit in self if hit.verdict == "present"]
+
+    @property
+    def expected(self) -> float:
+        """How many of `present` are expected to show the goal, given all that was seen of the gallery."""
+        return float(sum(hit.probability or 0.0 for hit in self.present))
+
+    @property
+    def answer(self) -> Answer | None:
+        """Whether the gallery shows the goal: `present`, `absent` or `unsure`. None without a calibrated verdict.
+
+        `present` means that some of the hits show it. An unfamiliar goal is `unsure`.
+        """
+        if self.goal.unfamiliar:
+            return "unsure"
+        return None if self.prevalence is None else self.prevalence.answer
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be known of the query: what is not looked at, and why it is unfamiliar."""
+        return [*self.goal.notes, *([self.goal.unfamiliar] if self.goal.unfamiliar else [])]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        prevalence = self.prevalence
+        return {
+            "query": self.query,
+            "answer": self.answer,
+            "images": self.images,
+            "looked_at": self.looked_at,
+            "prevalence": None if prevalence is None else prevalence.as_dict(),
+            "present": len(self.present),
+            "expected": round(self.expected, 2),
+            "notes": self.notes,
+            "seconds": round(self.seconds, 4),
+            "hits": [hit.as_dict() for hit in self],
+        }
 
 
 def direction(goal: Goal) -> np.ndarray:
@@ -81,33 +137,37 @@ def direction(goal: Goal) -> np.ndarray:
 
     Its cosine with the square root of an image's class evidence p is Σ q_c √p_c / |q|. For a goal of one class, this
     ranks images by the probability of that class. For a goal with terms, the combined goal takes away what should not
-    be there.
+    be there. For a complement ("- a cat") the direction is turned round, so that the images least like a cat lead.
     """
     chances = goal.vector.float().softmax(-1).cpu().numpy()
-    return chances / np.linalg.norm(chances)
+    towards = chances / np.linalg.norm(chances)
+    return -towards if goal.is_complement else towards
 
 
 def ranked(
-    rows: Sequence[dict[str, Any]], looks: Looks, share: float | None, verdicts: Verdicts, goal: Goal
+    candidates: Sequence[Candidate], looks: Looks, prevalence: Prevalence | None, verdicts: Verdicts, goal: Goal
 ) -> list[Hit]:
     """Candidates as hits, the likeliest first. Images that could not be looked at come last. Ranks are not set."""
     alone = looks.alone
-    chances = None if alone is None else (alone if share is None else corrected(alone, share))
-    order = np.lexsort((-looks.support, -(np.zeros(len(rows)) if alone is None else alone), ~looks.seen))
+    chances = None if alone is None else (alone if prevalence is None else corrected(alone, prevalence))
+    support = -looks.support if goal.is_complement else looks.support
+    order = np.lexsort((-support, -(np.zeros(len(candidates)) if alone is None else alone), ~looks.seen))
     hits = []
     for row in order.tolist():
-        hit = unseen(rows[row])
+        hit = unseen(candidates[row])
         if looks.seen[row]:
             hit = replace(hit, looked_at=True, evidence=float(looks.evidence[row]))
             if chances is not None and alone is not None:
-                chance = float(chances[row])
+                chance = float(alone[row])
                 verdict = answer(verdicts, goal, chance)
-                hit = replace(hit, probability=chance, alone=float(alone[row]), verdict=verdict)
+                hit = replace(hit, probability=float(chances[row]), alone=chance, verdict=verdict)
         hits.append(hit)
     return hits
 
 
-def unseen(row: dict[str, Any]) -> Hit:
+def unseen(candidate: Candidate) -> Hit:
     """A hit by the first stage alone. Its rank is not set."""
+    row = candidate.row
     about = {key: row[key] for key in ("width", "height", "sees", "score")}
-    return Hit(path=to_path(row["path"]), rank=0, **about)
+    copies = tuple(map(to_path, candidate.copies))
+    return Hit(path=to_path(row["path"]), rank=0, copies=copies, **about)

@@ -1,14 +1,14 @@
 """Bring a gallery up to date with a source of images: what is new, changed, renamed or gone.
 
-Unusual: a vanished image and a new one of the same content are one image under another name. Its row is copied, and the
-image is not decoded again.
+Unusual: a vanished image and a new one of the same content are one image under another name. Its row moves in one
+commit, and the image is not decoded again. This holds for the whole gallery, so a folder that was renamed, or copied
+from a disk that is away now, does not double its images.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,10 +16,12 @@ import pyarrow as pa
 
 from steering.search.decode import Same, Task
 from steering.search.engine import Engine, Indexed, Item
-from steering.search.files import Entry, Unreadable, entries, is_below, is_paths, roots, to_path
+from steering.search.files import Entry, Unreadable, entries, is_below, is_paths, missing, roots, to_path
+from steering.search.moved import Known, Moves
 from steering.search.report import Report
 from steering.search.rows import moved_rows, new_rows
 from steering.search.schema import SKIPPED_SCHEMA, timestamps
+from steering.search.selection import Selection
 from steering.search.store import Store
 
 COMMIT_ROWS, COMMIT_SECONDS = 2048, 2.0  # a kill costs no more than this
@@ -33,20 +35,27 @@ class Indexer:
     """
 
     def __init__(
-        self, store: Store, class_names: Sequence[str], *, retry: bool, prune: bool, keep_pixels: bool
+        self,
+        store: Store,
+        class_names: Sequence[str],
+        selection: Selection,
+        *,
+        retry: bool,
+        prune: bool,
+        keep_pixels: bool,
     ) -> None:
-        self.store, self.class_names = store, class_names
+        self.store, self.class_names, self.selection = store, class_names, selection
         self.retry, self.prune, self.keep_pixels = retry, prune, keep_pixels
-        self.report = Report()
-        self._known = {name: (size, modified, sha) for name, size, modified, sha in store.known()}
+        self.report = Report(**selection.counts())
+        self._known: Known = {name: (size, modified, sha) for name, size, modified, sha in store.known()}
         self._reasons = store.reasons()
         self._rows: list[Indexed] = []
         self._moved: list[tuple[str, Same]] = []
         self._failed: list[Unreadable] = []
         self._unlisted: list[str] = []  # folders that could not be listed
-        self._gone: list[str] = []  # names whose files are no longer there
-        self._renamed: set[str] = set()
-        self._movable: dict[str, list[str]] = {}  # vanished names by content
+        self._gone: list[str] = []  # names that are no longer in the source
+        self._emptied: list[str] = []  # folders that are empty or gone, and may be forgotten
+        self._moves = Moves()
         self._kinds: dict[str, str] = {}  # what each name was counted as, for a source whose names may come again
         self._repeated: dict[str, Entry | Unreadable] = {}  # the last image of each name that came again
         self._committed = self._tidied = time.monotonic()
@@ -55,13 +64,12 @@ class Indexer:
         """The images that have to be read, and their number, or None if it is not known before."""
         folders = _folders(source)
         if folders is None:
-            return self._first_of_each(entries(source)), _length(source)
-        if self.prune:  # a folder that is gone may be forgotten
-            gone = {f for f in folders if not os.path.lexists(to_path(f)) and self._knows_below(f)}
-            source = [to_path(folder) for folder in folders if folder not in gone]
+            return self._first_of_each(entries(source, self.selection)), _length(source)
+        paths = [source] if isinstance(source, str | os.PathLike) else source
+        gone = missing(paths, self._known, prune=self.prune)
         tasks: list[Task] = []
         seen: set[str] = set()
-        for entry in entries(source):
+        for entry in entries([to_path(folder) for folder in folders if folder not in gone], self.selection):
             if isinstance(entry, Unreadable) and entry.kind == "folder":
                 self._unlisted.append(entry.name)
                 self.report.unlisted[to_path(entry.name)] = entry.reason
@@ -70,10 +78,8 @@ class Indexer:
             if task := self._task(entry):
                 tasks.append(task)
         self._find_vanished(folders, seen)
-        return self._with_moved(tasks), len(tasks)
-
-    def _knows_below(self, folder: str) -> bool:
-        return any(is_below(name, [folder]) for name in self._known)
+        self._moves = Moves(self._known, tasks, seen, self._gone)
+        return self._moves.told(tasks), len(tasks)
 
     def _first_of_each(self, source: Iterable[Entry | Unreadable]) -> Iterator[Task]:
         """Tasks for the first image of each name. The last image of a name waits for `repeats`."""
@@ -99,6 +105,7 @@ class Indexer:
             if kind == "skipped":
                 self.report.skipped.pop(to_path(name), None)
             elif kind:
+                self.report.notes.pop(to_path(name), None)
                 setattr(self.report, kind, getattr(self.report, kind) - 1)
             if isinstance(entry, Unreadable):
                 self._fail(entry)
@@ -132,28 +139,17 @@ class Indexer:
             for name in self._known
             if name not in seen and is_below(name, folders) and not is_below(name, self._unlisted)
         ]
-        if not self.prune:
-            for folder in folders:
-                inside = [name for name in gone if is_below(name, [folder])]
-                if inside and not any(is_below(name, [folder]) for name in seen):  # a disk that is not mounted?
-                    self.report.kept[to_path(folder)] = len(inside)
-                    gone = [name for name in gone if not is_below(name, [folder])]
+        for folder in folders:
+            rules = self.selection.rules_out
+            inside = {n for n in gone if is_below(n, [folder]) and not rules(to_path(n), to_path(folder))}
+            if not inside or any(is_below(name, [folder]) for name in seen):
+                continue
+            if self.prune:
+                self._emptied.append(folder)
+            else:  # a disk that is not mounted?
+                self.report.kept[to_path(folder)] = len(inside)
+                gone = [name for name in gone if name not in inside]
         self._gone = sorted(gone)
-        movable: dict[str, list[str]] = defaultdict(list)
-        for name in gone:
-            if (sha := self._known[name][2]) is not None:
-                movable[sha].append(name)
-        self._movable = dict(movable)
-
-    def _with_moved(self, tasks: Iterable[Task]) -> Iterator[Task]:
-        """The tasks, told which vanished images a new one may be. Such an image is compared before it is decoded."""
-        by_size: dict[int, set[str]] = defaultdict(set)
-        for sha, names in self._movable.items():
-            by_size[self._known[names[0]][0]].add(sha)
-        for task in tasks:
-            if task.entry.name not in self._known and task.entry.size in by_size:
-                task = Task(task.entry, task.known | by_size[task.entry.size])
-            yield task
 
     def take(self, item: Item) -> None:
         """Account for one image. What has gathered is committed now and then."""
@@ -167,9 +163,7 @@ class Indexer:
                     self._moved.append((item.name, item))
             else:
                 self._count(item.name, "renamed")
-                old = self._movable[item.sha256][0]
-                self._renamed.add(old)
-                self._moved.append((old, item))
+                self._moved.append((self._moves.take(item.sha256), item))
         else:
             name = item.image.name
             before = self._known.get(name)
@@ -177,6 +171,8 @@ class Indexer:
                 self._count(name, "new")
             else:  # only the last image of a name that came again can be unchanged here
                 self._count(name, "unchanged" if before[2] == item.image.sha256 else "changed")
+            if item.image.note:
+                self.report.notes[to_path(name)] = item.image.note
             self._rows.append(item)
         waiting = len(self._rows) + len(self._moved) + len(self._failed)
         if waiting >= COMMIT_ROWS or time.monotonic() - self._committed > COMMIT_SECONDS:
@@ -211,8 +207,9 @@ class Indexer:
         store.skipped.delete([row.image.name for row in rows if self._may_be_skipped(row.image.name)])
         if rows:
             store.images.upsert(new_rows(rows, self.class_names, keep_pixels=self.keep_pixels))
-        for copies in moved_rows(store, self._moved):
-            store.images.upsert(copies)
+        for copies, olds in moved_rows(store, self._moved, self._moves.renamed):
+            store.images.upsert(copies, without=olds)
+        self._moves.committed(self._moved)
         if self._failed:
             columns = {
                 "path": [item.name for item in self._failed],
@@ -237,8 +234,13 @@ class Indexer:
     def finish(self) -> Report:
         """Write the rest, and delete what is gone."""
         self.commit()
-        gone = self._gone
-        self.report.deleted = sum(self._known[n][2] is not None and n not in self._renamed for n in gone)
+        gone, renamed = self._gone, self._moves.renamed
+        forgotten = [name for name in gone if self._known[name][2] is not None and name not in renamed]
+        self.report.deleted = len(forgotten)
+        for folder in self._emptied:
+            self.report.forgotten[to_path(folder)] = sum(is_below(name, [folder]) for name in forgotten)
+        kept = {f: count - sum(is_below(n, roots([f])) for n in renamed) for f, count in self.report.kept.items()}
+        self.report.kept = {folder: count for folder, count in kept.items() if count}
         for start in range(0, len(gone), 10_000):
             part = gone[start : start + 10_000]
             self.store.images.delete(part)
@@ -257,11 +259,14 @@ def update(
     retry: bool = False,
     prune: bool = False,
     keep_pixels: bool = True,
+    exclude: str | Sequence[str] = (),
+    include_all: bool = False,
     progress: Callable[[Iterator[Any], int | None, Report], Iterator[Any]] | None = None,
 ) -> Report:
     """Bring a store up to date with a source; see `steering.search.gallery.Gallery.add`."""
     start = time.monotonic()
-    indexer = Indexer(store, class_names, retry=retry, prune=prune, keep_pixels=keep_pixels)
+    selection = Selection(exclude, include_all=include_all)
+    indexer = Indexer(store, class_names, selection, retry=retry, prune=prune, keep_pixels=keep_pixels)
     tasks, count = indexer.plan(source)
     results = _results(indexer, engine, tasks)
     try:

@@ -1,7 +1,7 @@
 """Index on a Ray cluster: tasks read images, actors hold the network and run the first pass, and this process writes.
 
 The gallery is the same, to the last bit, as one that was made on one machine. Files are read where the worker is. So
-folders must have the same names there (a network file system, or one machine). Needs `pip install 'lrm-steering[ray]'`.
+folders must have the same names there (a network file system, or one machine). Needs the extra `ray`.
 
 Unusual: Ray runs a task again when its worker dies, so an image that kills every worker would be read for ever. Such a
 task is tried a few times. What is left then is read on this machine, where such an image costs only itself.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 import pyarrow as pa
@@ -44,13 +44,17 @@ def new_rows(images: Sequence[Indexed], class_names: Sequence[str], *, keep_pixe
     return pa.table(columns, schema=schema)
 
 
-def moved_rows(store: Store, moved: Sequence[tuple[str, Same]]) -> Iterator[pa.Table]:
+def moved_rows(store: Store, moved: Sequence[tuple[str, Same]], gone: Set[str]) -> Iterator[tuple[pa.Table, list[str]]]:
     """The rows of images that are the same under another name or with another time, in parts.
 
+    Each part comes with the names that have no more use. They are to be deleted in the commit that writes the part.
+
     Args:
-        moved: pairs of the old name in the gallery and the image as it is now.
+        moved: pairs of the old name in the gallery and the image as it is now. An old name may come again.
+        gone: the old names that are not to stay.
     """
     schema = image_schema(store.card.classes)
+    last = {old: image.name for old, image in moved}
     for start in range(0, len(moved), COPIED):
         part = moved[start : start + COPIED]
         batches = list(store.named([old for old, _ in part], schema.names))
@@ -69,4 +73,4 @@ def moved_rows(store: Store, moved: Sequence[tuple[str, Same]]) -> Iterator[pa.T
         ):
             index = schema.get_field_index(name)
             copy = copy.set_column(index, schema.field(index), pa.array(values, schema.field(index).type))
-        yield copy
+        yield copy, [old for old, image in part if old in gone and image.name == last[old]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ COLUMNS, CELL, CAPTION, GAP, MARGIN, HEAD = 5, 1.9, 0.42, 0.16, 0.3, 0.55  # inc
 
 
 def contact_sheet(gallery: Gallery, hits: Hits, query: str | Goal) -> Figure:
-    """The figure. Each hit keeps its aspect, with rank, probability and name below. A lost image is an empty cell."""
+    """The figure. Each hit keeps its aspect, with rank, verdict and name below. A lost image is an empty cell."""
     columns = min(COLUMNS, max(len(hits), 2))
     rows = max(math.ceil(len(hits) / columns), 1)
     width = 2 * MARGIN + columns * CELL + (columns - 1) * GAP
@@ -46,29 +45,29 @@ def contact_sheet(gallery: Gallery, hits: Hits, query: str | Goal) -> Figure:
 
 
 def summary(hits: Hits) -> str:
-    """How much was searched, and how many hits show the goal."""
+    """How much was searched, and what the gallery answers."""
     many = f"{hits.images:,} image{'' if hits.images == 1 else 's'}"
-    if hits.frequency is None:
+    if hits.answer is None:
         return f"{hits.looked_at:,} of {many} looked at"
-    return f"{len(hits.present):,} of these show it · {many}, {hits.looked_at:,} looked at"
+    said = {"present": f"about {max(round(hits.expected), 1)} of these show it", "absent": "nothing shows it"}
+    return f"{said.get(hits.answer, 'unsure whether any shows it')} · {many}, {hits.looked_at:,} looked at"
 
 
 def _cell(axes: Axes, gallery: Gallery, hit: Hit, query: str | Goal) -> None:
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    said = "" if hit.probability is None else f" {hit.verdict} {hit.probability:.0%}"
+    said = "" if hit.alone is None else f" {hit.verdict} {hit.alone:.0%}"
+    copies = f", {len(hit.copies):,} more like it" if hit.copies else ""
     below: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "parse_math": False}
     axes.text(
         0, -0.03, f"{hit.rank}{said}", size=9, weight="bold", color=VERDICT.get(hit.verdict or "", MUTED), **below
     )
-    axes.text(0, -0.12, _short(os.path.basename(hit.path)), size=7.5, color=MUTED, **below)
+    axes.text(0, -0.12, _short(os.path.basename(hit.path)) + copies, size=7.5, color=MUTED, **below)
     try:
         look = gallery.look(hit, query)
     except ImageError:
         axes.text(0.5, 0.5, "gone", size=9, color=MUTED, ha="center", va="center")
         return
-    if hit.looked_at:  # the heatmap is as strong as the verdict among all looks
-        look = replace(look, verdict=hit.verdict, probability=hit.probability)
     picture = look.picture.copy()
     picture.thumbnail((480, 480))
     shown = overlay(look, picture) if hit.looked_at else np.asarray(picture) / 255

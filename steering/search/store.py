@@ -21,7 +21,7 @@ from einops import rearrange
 
 from steering.errors import GalleryError, printable
 from steering.search.schema import FORMAT, SHOWN, SKIPPED_SCHEMA, GalleryCard, image_schema
-from steering.search.table import Table, first_line
+from steering.search.table import Table, first_line, quoted
 
 INDEX_FROM = 100_000  # rows from which on there is an index; fewer are searched exactly, in tens of milliseconds
 PROBES, REFINE = 24, 4  # partitions that are searched; REFINE · k candidates are then compared exactly
@@ -127,8 +127,13 @@ class Store:
     def named(self, names: Sequence[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Like `rows`, in batches."""
         for start in range(0, len(names), 512):
-            quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names[start : start + 512])
-            yield from self.images.keyed(columns, f"path IN ({quoted})")
+            yield from self.images.keyed(columns, f"path IN ({quoted(names[start : start + 512])})")
+
+    def sample(
+        self, columns: Sequence[str], count: int, where: str | None = None, seed: int = 0
+    ) -> list[dict[str, Any]]:
+        """Up to `count` rows that are drawn at random, each at most once, in no order. Raises like `nearest`."""
+        return self.images.sample(columns, count, where, seed)
 
     def first_passes(self, names: Sequence[str]) -> list[bytes | None]:
         """What a steered pass over images starts from, by name; None where it is not kept."""

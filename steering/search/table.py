@@ -11,13 +11,14 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("LANCE_LOG", "error")  # its notes would stand between a user's lines
 import lance
+import numpy as np
 import pyarrow as pa
 
 from steering.errors import GalleryError, printable
@@ -78,8 +79,13 @@ class Table:
         with self._one_line("opened"):
             return lance.dataset(self.uri, session=self._session, storage_options=self.options)
 
-    def upsert(self, rows: pa.Table) -> None:
-        """Insert rows, or replace those of the same names; the last row of a name counts. One commit."""
+    def upsert(self, rows: pa.Table, without: Sequence[str] = ()) -> None:
+        """Insert rows, or replace those of the same names; the last row of a name counts. One commit.
+
+        Args:
+            rows: the rows.
+            without: names whose rows are deleted in the same commit, unless they are among `rows`.
+        """
         if not len(rows):
             return
         last = {name: index for index, name in enumerate(rows["path"].to_pylist())}
@@ -87,6 +93,8 @@ class Table:
             rows = rows.take(sorted(last.values()))
         with self._one_line("written"):
             merge = self.now().merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+            if without:
+                merge = merge.when_not_matched_by_source_delete(f"path IN ({quoted(without)})")
             merge.conflict_retries(50).use_index(False).execute(rows)
 
     def delete(self, names: Sequence[str]) -> None:
@@ -111,6 +119,27 @@ class Table:
         with self._one_line("read", where):
             options: dict[str, Any] = {"nearest": search, "filter": _stored(where), "prefilter": True}
             return self.now().scanner(columns=[*columns, "_distance"], **options).to_table()
+
+    def sample(self, columns: Sequence[str], count: int, where: str | None, seed: int) -> list[dict[str, Any]]:
+        """Rows that are drawn at random, each at most once, in no order. Raises like `count`.
+
+        Args:
+            count: number of rows; all rows are given if there are fewer.
+            seed: number that fixes what is drawn from one version of the table.
+        """
+        rng = np.random.default_rng(seed)
+        with self._one_line("read", where):
+            data = self.now()
+            if where is None:
+                total = data.count_rows()
+                picks = np.sort(rng.choice(total, min(count, total), replace=False))
+                return data.take(picks.tolist(), columns=list(columns)).to_pylist()
+            names = data.scanner(columns=["path"], filter=_stored(where)).to_table()["path"]
+            picks = rng.choice(len(names), min(count, len(names)), replace=False)
+            quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names.take(picks).to_pylist())
+            if not quoted:
+                return []
+            return data.scanner(columns=list(columns), filter=f"path IN ({quoted})").to_table().to_pylist()
 
     def _scanner(self, columns: Sequence[str], condition: str | None, rows: int) -> Any:
         options: dict[str, Any] = {"batch_size": rows, "batch_readahead": 1, "io_buffer_size": 32 << 20}
@@ -192,6 +221,11 @@ class Table:
             files = [(f"data/{file.path}", file.file_size_bytes) for part in fragments for file in part.data_files()]
             files += [(str(path.relative_to(folder)), None) for path in folder.glob("_indices/*/*.idx")]
         return next((name for name, size in files if not _is_whole(folder / name, size)), None)
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names as a list of SQL's texts."""
+    return ", ".join("'" + name.replace("'", "''") + "'" for name in names)
 
 
 def _stored(where: str | None) -> str | None:

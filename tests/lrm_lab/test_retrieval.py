@@ -40,10 +40,12 @@ def test_gains_are_those_of_the_means(found):
 
 
 def test_what_is_said_is_counted(found):
-    for entry in found["present"].values():
-        assert 0 <= entry["images_right"] <= entry["images_said"]
-        assert entry["found_rightly"] <= entry["answered"]
-        assert entry["false"] <= entry["false_uncorrected"]
+    said = found["present"]
+    assert 0 <= said["images_right"] <= said["images_said"]
+    assert 0 <= said["images_expected"] <= said["images_said"]
+    assert 0 <= said["present_rightly"] <= said["present"] <= 1
+    assert 0 <= said["false"] <= 1
+    assert 0 <= said["false_alone"] <= 1
 
 
 def test_average_precision_is_scikit_learns():
@@ -63,7 +65,7 @@ def test_the_text_and_the_rows_say_what_was_measured(found):
     own, best = found["ways"][f"steered {RERANK}"]["mAP"], found["ways"][found["best_of_output"]]["mAP"]
     assert f"{best:.3f} / {own:.3f}" in first[1]
     assert ("missed" in first[2]) == (found["against"][found["best_of_output"]]["relative"] < 0.25)
-    assert "uncorrected" in third[1]
+    assert "a hit alone" in third[1]
     assert f"{found['ways']['places']['mAP']:.3f}" in second[1]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lrm_base.extras import install_command
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted((ROOT / "prior").glob("*.py"))
 TRAINING_PACKAGES = (
@@ -86,7 +88,7 @@ def test_a_training_command_without_its_packages_says_in_one_line_how_to_install
     program = "import runpy; module = sys.argv.pop(1); runpy.run_module(module, run_name='__main__', alter_sys=True)"
     done = run(program, command, "--config", f"configs/{config}")
     assert done.returncode == 2
-    assert done.stderr == f"training needs {packages}, not installed here: pip install 'lrm-steering[train]'\n"
+    assert done.stderr == f"training needs {packages}, not installed here: {install_command('train')}\n"
     assert run(program, command, "--help").returncode == 0
 
 

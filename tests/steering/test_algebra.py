@@ -20,6 +20,13 @@ from steering.images import open_image
             [Term(2.0, "dog"), Term(1.0, "a b/c-d.jpg", True), Term(-3.0, "x", True)],
         ),
         ("12:30 train", [Term(12.0, "30 train")]),
+        ("- dog", [Term(-1.0, "dog")]),
+        ("-dog", [Term(-1.0, "dog")]),
+        ("-0.5:a dog", [Term(-0.5, "a dog")]),
+        ("a dog -grass + -2:cat", [Term(1.0, "a dog"), Term(-1.0, "grass"), Term(-2.0, "cat")]),
+        ("-image:a -b.jpg", [Term(-1.0, "a -b.jpg", True)]),
+        ("image:my -x.jpg + hat", [Term(1.0, "my -x.jpg", True), Term(1.0, "hat")]),
+        ("2:a dog without a leash", [Term(2.0, "a dog"), Term(-2.0, "a leash")]),
     ],
 )
 def test_terms_are_read(query: str, terms: list[Term]):
@@ -34,7 +41,9 @@ def test_terms_are_read(query: str, terms: list[Term]):
         ("dog + + cat", "a term is empty"),
         ("image:", "a term is empty"),
         ("0:dog", "got weight 0, expected more than 0"),
-        ("- dog", "every term is taken away"),
+        ("- - dog", "a term is empty"),
+        ("--dog", "two minus signs"),
+        ("-0:dog", "got weight 0, expected more than 0"),
         ("+", "a term is empty"),
     ],
 )
@@ -63,8 +72,13 @@ def test_what_is_taken_away_is_pushed_down_and_nothing_else_is():
     torch.testing.assert_close(moved[[2, 3]], moved[[0, 0]], atol=1e-4, rtol=0)
     more = combine([1.0, -2.0], goals)
     assert more[1] - more[0] < after[1] - after[0]
-    with pytest.raises(ValueError, match="expected at least one above 0"):
-        combine([-1.0], goals[:1])
+    with pytest.raises(ValueError, match="expected none that is 0"):
+        combine([0.0], goals[:1])
+
+
+def test_what_is_unwanted_alone_is_mixed_as_if_it_were_wanted():
+    goals = 12 * torch.eye(4)[:2]
+    torch.testing.assert_close(combine([-3.0, -1.0], goals), combine([3.0, 1.0], goals))
 
 
 def test_a_look_for_terms_multiplies_what_looks_for_each_of_them_say(toy: Steerer):

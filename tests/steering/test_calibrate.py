@@ -130,6 +130,8 @@ def parts(toy_folder, tmp_path):
     classes = [{**entry, "is_a": ["animal"] if i < 2 else []} for i, entry in enumerate(names)]
     (tmp_path / "classes.json").write_text(json.dumps(classes))
     (tmp_path / "words.txt").write_text("".join(f"n{i}\tnoun {i}\n" for i in range(90)))
+    lists = {"known": ["a cat", "a teapot"], "unknown": ["кошка", "12", "猫"]}
+    (tmp_path / "familiar.json").write_text(json.dumps(lists))
     return {
         "backbone": str(tmp_path / "backbone"),
         "prior": str(tmp_path / "prior"),
@@ -141,6 +143,7 @@ def parts(toy_folder, tmp_path):
         "data": str(tmp_path),
         "classes": str(tmp_path / "classes.json"),
         "nouns": str(tmp_path / "words.txt"),
+        "familiar_words": str(tmp_path / "familiar.json"),
         "strengths": [0.5, 1.0],
         "scenes": 20,
         "passes": [2],
@@ -174,7 +177,11 @@ def test_the_parts_become_a_model_folder_that_looks(parts, tmp_path, capsys):
         steerer.network.defaults.sampling_steps,
     ) == (2, 2, 2)
     assert steerer.language.vocabulary.shape == (7, 24)  # six names and "animal"
+    assert steerer.language.known == ("cat", "beagle", "lemon", "teapot", "bridge", "sweater", "animal")
+    assert steerer.look("sample:cat", "кошка").verdict == "unsure"
+    assert steerer.goal("a cat").unfamiliar == ""
     printed = capsys.readouterr().out
+    assert f'familiar words: {{"least": {steerer.language.least}' in printed
     assert f"strength {steerer.network.defaults.strength}, 2 passes" in printed
     by_name = Steerer.load(tmp_path / "assembled", prior="class-names", device="cpu")
     looks = [

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from steering.errors import ImageError, printable
 from steering.images import MAX_PIXELS, expand, open_image, sample_names
@@ -271,7 +271,7 @@ def test_address_is_not_fetched() -> None:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "gif", "bmp"])
 def test_truncated_files_are_refused(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"half.{suffix}", open_image("sample:cat"))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     assert refusal(path).startswith(f"{path}: ")
 
 
@@ -365,3 +365,254 @@ def test_samples_are_read_without_importing_scikit_image() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# deep pixels
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def deep_png(values: np.ndarray, significant: int | None = None) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow cannot write in colour."""
+    height, width = values.shape[:2]
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    told = b"" if significant is None else chunk(b"sBIT", bytes([significant] * channels))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + told + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+def deep(bits: int, channels: int = 1) -> np.ndarray:
+    """Values that end at the largest of so many bits."""
+    ramp = np.linspace(0, 2**bits - 1, 60).round().astype(np.uint16)
+    return ramp.reshape(6, 10) if channels == 1 else ramp.reshape(4, 5, 3)
+
+
+def as_eight(values: np.ndarray, bits: int) -> np.ndarray:
+    return values.astype(float) * 255 / (2**bits - 1)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "array", "colour png", "colour array"])
+def test_fewer_bits_in_sixteen_are_stretched_with_a_note(tmp_path: Path, bits: int, suffix: str) -> None:
+    values = deep(bits, 3 if "colour" in suffix else 1)
+    source: object = values
+    if suffix == "colour png":
+        source = deep_png(values)
+    elif "array" not in suffix:
+        source = save(tmp_path / f"deep.{suffix}", Image.fromarray(values))
+    opened = open_image(source)  # type: ignore[arg-type]
+    shown = np.asarray(opened).astype(float)
+    expected = as_eight(values, bits) if values.ndim == 3 else as_eight(values, bits)[..., None]
+    assert np.abs(shown - expected).max() <= 0.51
+    assert opened.info["note"] == f"has values up to {2**bits - 1} of 65535: stretched as {bits} bits"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_that_are_used_stay_as_they_were(channels: int) -> None:
+    values = deep(16, channels)
+    values[0, 0] = 1000
+    for source in (values, deep_png(values)):
+        opened = open_image(source)
+        assert "note" not in opened.info
+        shown = np.asarray(opened).astype(float)
+        assert np.abs(shown - (values / 257 if channels == 3 else values[..., None] / 257)).max() <= 1
+
+
+def test_a_png_tells_its_bits(tmp_path: Path) -> None:
+    for channels in (1, 3):
+        values = deep(12, channels) // 4  # a dark picture of 12 bits
+        (tmp_path / "told.png").write_bytes(deep_png(values, 12))
+        opened = open_image(tmp_path / "told.png")
+        expected = as_eight(values, 12) if channels == 3 else as_eight(values, 12)[..., None]
+        assert np.abs(np.asarray(opened) - expected).max() <= 0.51
+        assert "note" not in opened.info
+    full = open_image(deep_png(deep(16), 12))  # as the specification has it: 12 bits, scaled to 16
+    assert np.abs(np.asarray(full)[..., 0] - as_eight(deep(16), 16)).max() <= 0.51
+
+
+def test_a_tiff_tells_its_white(tmp_path: Path) -> None:
+    for white in (4095, 1000, 65535):
+        values = deep(9)
+        path = save(tmp_path / "told.tiff", Image.fromarray(values), tiffinfo={281: white})
+        opened = open_image(path)
+        assert np.abs(np.asarray(opened)[..., 0] - values.astype(float) * 255 / white).max() <= 0.51
+        assert "note" not in opened.info
+
+
+def test_a_tiff_of_twelve_bits_a_sample_is_bright(tmp_path: Path) -> None:
+    values = deep(12) // 2
+    high, low = values[:, ::2].astype(int), values[:, 1::2].astype(int)
+    packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], -1).astype(np.uint8).tobytes()
+    tags = {256: 10, 257: 6, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6, 279: len(packed)}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags.items()
+    )
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    padded = packed + bytes(-len(packed) % 2)
+    (tmp_path / "twelve.tiff").write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(padded)) + padded + directory)
+    opened = open_image(tmp_path / "twelve.tiff")
+    assert np.abs(np.asarray(opened)[..., 0] - as_eight(values, 12)).max() <= 0.51
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_colour_tiff_of_fewer_bits_is_stretched(tmp_path: Path, byteorder: str, compression: str | None) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    values = deep(12, 3)
+    path = tmp_path / "colour.tiff"
+    tifffile.imwrite(path, values, photometric="rgb", byteorder=byteorder, compression=compression)
+    opened = open_image(path)
+    assert np.abs(np.asarray(opened) - as_eight(values, 12)).max() <= 0.51
+    assert "stretched as 12 bits" in opened.info["note"]
+
+
+def test_integers_of_32_bits_and_floats_are_stretched_too(tmp_path: Path) -> None:
+    values = deep(12)
+    for kind in (np.int32, np.float32):
+        opened = open_image(save(tmp_path / "deep.tiff", Image.fromarray(values.astype(kind))))
+        assert np.abs(np.asarray(opened)[..., 0] - as_eight(values, 12)).max() <= 0.51
+        assert "stretched as 12 bits" in opened.info["note"]
+    opened = open_image(save(tmp_path / "faint.tiff", Image.fromarray((values / 65535).astype(np.float32))))
+    assert np.abs(np.asarray(opened)[..., 0] - as_eight(values, 12)).max() <= 0.51
+    assert opened.info["note"] == "has values from 0 to 0.0624857: stretched"
+    opened = open_image(save(tmp_path / "wide.tiff", Image.fromarray(values.astype(np.int32) * 1000)))
+    assert np.abs(np.asarray(opened)[..., 0] - as_eight(values, 12)).max() <= 0.51
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_deep_colours_with_opacity_are_stretched(channels: int) -> None:
+    colours = deep(12, 3)[..., : channels - 1]
+    values = np.concatenate([colours, np.full((4, 5, 1), 65535, np.uint16)], -1)
+    shown = np.asarray(open_image(deep_png(values))).astype(float)
+    tolerance = 0.51 if channels == 4 else 17  # of grey with opacity Pillow gives the upper bytes alone
+    assert np.abs(shown - as_eight(colours, 12)).max() <= tolerance
+
+
+def test_a_black_picture_of_sixteen_bits_stays_black() -> None:
+    opened = open_image(np.zeros((4, 4), np.uint16))
+    assert np.asarray(opened).max() == 0
+    assert "note" not in opened.info
+
+
+def test_a_pgm_that_tells_its_largest_value_is_not_stretched_twice(tmp_path: Path) -> None:
+    values = deep(12) // 8
+    (tmp_path / "dark.pgm").write_bytes(b"P5 10 6 4095\n" + values.astype(">u2").tobytes())
+    opened = open_image(tmp_path / "dark.pgm")
+    assert np.abs(np.asarray(opened)[..., 0] - as_eight(values, 12)).max() <= 1
+    assert "note" not in opened.info
+
+
+# huge files
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jp2"])
+def test_a_huge_photograph_is_shrunk_while_it_is_decoded(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cat = open_image("sample:cat").resize((640, 480))
+    path = save(tmp_path / f"huge.{suffix}", cat)
+    monkeypatch.setattr("steering.decoding.MAX_PIXELS", 640 * 480 // 4)
+    for error_of_pillow in (10**6, 640 * 480 // 8):  # below and above the size at which Pillow refuses to open
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", error_of_pillow)
+        for source in (path, path.read_bytes()):
+            opened = open_image(source)
+            assert opened.size == (320, 240)
+            assert np.abs(np.asarray(opened).astype(int) - np.asarray(cat.reduce(2))).mean() < 4
+            assert opened.info["note"] == "has 0 megapixels (640 × 480): shrunk to 1/2 while it was read"
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp", "bmp"])
+def test_a_huge_file_of_another_format_stays_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / f"huge.{suffix}", Image.new("RGB", (640, 480)))
+    monkeypatch.setattr("steering.decoding.MAX_PIXELS", 640 * 480 // 4)
+    assert "megapixels" in refusal(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 640 * 480 // 8)
+    assert "megapixels" in refusal(path)
+
+
+def test_a_photograph_of_more_than_a_hundred_megapixels_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "huge.jpg", Image.new("L", (14_000, 14_000), 200), quality=20)
+    opened = open_image(path)
+    assert opened.size == (7_000, 7_000)
+    assert opened.info["note"] == "has 196 megapixels (14000 × 14000): shrunk to 1/2 while it was read"
+    assert abs(opened.getpixel((6_999, 6_999))[0] - 200) <= 2
+
+
+def test_there_is_a_limit_even_for_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = Image.new("RGB", (640, 480))
+    plain, progressive = save(tmp_path / "p.jpg", photo), save(tmp_path / "q.jpg", photo, progressive=True)
+    monkeypatch.setattr("steering.decoding.MAX_PIXELS", 640 * 480 // 4)
+    monkeypatch.setattr("steering.decoding.MAX_BUFFERED", 640 * 480 - 1)
+    assert open_image(plain).size == (320, 240)
+    assert "megapixels" in refusal(progressive)
+    monkeypatch.setattr("steering.decoding.MAX_SHRUNK", 640 * 480 - 1)
+    assert "megapixels" in refusal(plain)
+    monkeypatch.setattr("steering.decoding.MAX_SHRUNK", 10**9)
+    monkeypatch.setattr("steering.decoding.MAX_PIXELS", 640 * 480 // 100)  # no scale is enough
+    assert "megapixels" in refusal(plain)
+
+
+# files without their last bytes
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
+def test_a_jpeg_without_its_last_bytes_is_read_as_far_as_it_goes(tmp_path: Path, options: dict) -> None:
+    cat = open_image("sample:cat")
+    path = save(tmp_path / "whole.jpg", cat, **options)
+    data = path.read_bytes()
+    whole = np.asarray(open_image(path)).astype(int)
+    for share in (0.99, 0.75):
+        path.write_bytes(data[: int(share * len(data))])
+        for source in (path, path.read_bytes()):
+            opened = open_image(source)
+            assert opened.size == cat.size
+            assert opened.info["note"].startswith("lacks its last bytes")
+            upper = np.abs(np.asarray(opened).astype(int) - whole)[: cat.height // 2]
+            assert upper.mean() < (12 if options.get("progressive") else 0.01)
+    path.write_bytes(data[: len(data) // (40 if options.get("progressive") else 3)])
+    assert "damaged" in refusal(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "I;16"])
+def test_a_png_without_its_last_bytes_is_read_as_far_as_it_goes(tmp_path: Path, mode: str) -> None:
+    cat = open_image("sample:cat")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(cat.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = cat.convert(mode)
+    path = save(tmp_path / "whole.png", image)
+    data = path.read_bytes()
+    whole = np.asarray(open_image(path))
+    path.write_bytes(data[: int(0.8 * len(data))])
+    opened = open_image(path)
+    assert np.array_equal(np.asarray(opened)[: cat.height // 2], whole[: cat.height // 2])
+    missing = int(opened.info["note"].removeprefix("lacks its last bytes: the lower ").partition(" %")[0])
+    assert 5 <= missing <= 45
+    assert len(np.unique(np.asarray(opened)[-int(cat.height * (missing - 1) / 100) :])) <= 3
+    path.write_bytes(data[: int(0.3 * len(data))])
+    assert "damaged" in refusal(path)
+
+
+def test_a_mended_file_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "turned.jpg", open_image("sample:cat"), exif=exif)
+    path.write_bytes(path.read_bytes()[:-2000])
+    opened = open_image(path)
+    assert opened.size == open_image("sample:cat").size[::-1]
+    assert "lacks its last bytes" in opened.info["note"]
+
+
+def test_reading_a_cut_file_leaves_the_switches_of_pillow_alone(tmp_path: Path) -> None:
+    path = save(tmp_path / "cut.jpg", open_image("sample:cat"))
+    path.write_bytes(path.read_bytes()[:-2000])
+    open_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False

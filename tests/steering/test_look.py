@@ -20,7 +20,20 @@ CLASS_NAMES = (
     "an extraordinarily long name of a class, or of several",
     "lakeside",
 )
-KEYS = ["image", "query", "model", "prior", "verdict", "probability", "evidence", "goal", "before", "after", "seconds"]
+KEYS = [
+    "image",
+    "query",
+    "model",
+    "prior",
+    "verdict",
+    "probability",
+    "evidence",
+    "goal",
+    "before",
+    "after",
+    "seconds",
+    "notes",
+]
 
 
 def make(**changes: object) -> Look:
@@ -102,6 +115,15 @@ def test_text_says_verdict_goal_and_both_rankings() -> None:
     assert "looked for: Egyptian cat" in text
     (first,) = [line for line in text.splitlines() if line.startswith("   1")]
     assert first.index("espresso") < first.index("→") < first.index("Egyptian cat")
+
+
+def test_notes_are_lines_of_the_text_and_a_list_of_the_json() -> None:
+    look = make(notes=("“red” is not looked at", "two\nlines"))
+    assert look.as_dict()["notes"] == ["“red” is not looked at", "two\\nlines"]
+    lines = str(look).splitlines()
+    assert lines[3:5] == ["  note: “red” is not looked at", "  note: two\\nlines"]
+    assert make().as_dict()["notes"] == []
+    assert "note:" not in str(make())
 
 
 def test_text_stays_narrow_and_its_columns_align() -> None:

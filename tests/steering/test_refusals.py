@@ -33,6 +33,7 @@ calls = {
     "half a pass": lambda: toy.look("sample:cat", "a cat", passes=2.5),
     "a true pass": lambda: toy.look("sample:cat", "a cat", passes=True),
     "half a pass for a goal": lambda: toy.image_goal("sample:cat", passes=1.5),
+    "a number for numbers": lambda: Steerer.load(sys.argv[1], device="cpu", dtype=16),
     "half a seed": lambda: toy.goal("a cat", seed=0.5),
     "half a row": lambda: toy.look("sample:cat", "a cat").text(top=1.5),
 }
@@ -79,6 +80,7 @@ def told(toy_folder: Path) -> dict[str, list[str]]:
         ("half a pass", "ValueError", "passes: got 2.5, expected a whole number from 2"),
         ("a true pass", "ValueError", "passes: got True, expected a whole number from 2"),
         ("half a pass for a goal", "ValueError", "passes: got 1.5, expected a whole number from 1"),
+        ("a number for numbers", "ValueError", "dtype: got '16', expected one of float32, bfloat16, float16"),
         ("half a seed", "ValueError", "seed: got 0.5, expected a whole number from 0"),
         ("half a row", "ValueError", "top: got 1.5, expected a whole number of at least 1"),
     ],

@@ -65,6 +65,17 @@ def test_what_cannot_be_a_goal_is_refused(vector):
         Goal("odd", vector, "image")
 
 
+def test_a_look_carries_the_notes_of_its_goal(each):
+    goal = each.goal("not a red teapot")
+    assert goal.is_complement
+    assert len(goal.notes) == 2
+    for look in each.look_many("sample:cat", ["not a red teapot", goal]):
+        assert look.notes == goal.notes
+        assert look.is_complement
+    plain = each.look("sample:cat", "a teapot")
+    assert (plain.notes, plain.is_complement) == ((), False)
+
+
 def test_every_query_may_be_words_or_a_goal(each):
     goal = each.goal("a teapot")
     assert each.goal(goal) is goal

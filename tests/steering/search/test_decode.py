@@ -39,6 +39,18 @@ def test_an_image_is_hashed_and_shrunk_as_the_steerer_does_it(photos: list[Path]
     np.testing.assert_array_equal(pixels_of(str(photos[0]), 32), seen.pixels)
 
 
+def test_what_is_told_of_an_image_goes_with_it(photos: list[Path]):
+    seen = read(task(photos[0]), 32)
+    assert isinstance(seen, Decoded)
+    assert seen.note == ""
+    clear = Image.open(photos[1]).convert("RGBA")
+    clear.putalpha(99)
+    clear.save(photos[1])
+    seen = read(task(photos[1]), 32)
+    assert isinstance(seen, Decoded)
+    assert seen.note == open_image(photos[1]).info["note"] != ""
+
+
 def test_content_that_is_known_is_not_decoded(photos: list[Path]):
     sha = hashlib.sha256(photos[0].read_bytes()).hexdigest()
     assert read(task(photos[0], sha), 32) == Same(str(photos[0]), photos[0].stat().st_size, 1, sha)

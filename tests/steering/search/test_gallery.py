@@ -17,7 +17,7 @@ from steering.algebra import combine_goals
 from steering.goals import Goal
 from steering.images import open_image
 from steering.search.hits import direction
-from steering.search.odds import corrected, frequency
+from steering.search.odds import corrected, prevalence
 
 
 @pytest.fixture
@@ -49,20 +49,24 @@ def test_the_second_stage_says_what_a_look_at_each_file_says(filled: Gallery, to
         assert hit.evidence == pytest.approx(looks[hit.path].evidence, abs=2e-2)
     alone = np.array([hit.alone for hit in hits])
     assert (np.diff(alone) <= 0).all()
-    assert hits.frequency == pytest.approx(frequency(alone, 12))
-    np.testing.assert_allclose([hit.probability for hit in hits], corrected(alone, hits.frequency), rtol=1e-6)
+    again = prevalence(alone, np.ones(12), np.zeros(12, int))
+    assert (hits.prevalence.share, hits.prevalence.factor) == pytest.approx((again.share, again.factor), rel=1e-4)
+    np.testing.assert_allclose([hit.probability for hit in hits], corrected(alone, hits.prevalence), rtol=1e-6)
     for hit in hits:
-        assert hit.verdict == toy.verdicts["diffusion"].answer(hit.probability)
-    assert hits.present == [hit for hit in hits if hit.probability >= 0.8]
+        assert hit.verdict == toy.verdicts["diffusion"].answer(hit.alone)
+    assert hits.present == [hit for hit in hits if hit.alone >= 0.8]
+    assert hits.expected == pytest.approx(sum(hit.probability for hit in hits.present))
 
 
 def test_only_the_nearest_are_looked_at_and_the_rest_follow_in_order(filled: Gallery):
     first = filled.search("a cat", top=12, rerank=0)
-    hits = filled.search("a cat", top=8, rerank=5)
-    assert (hits.images, hits.looked_at, len(hits)) == (12, 5, 8)
-    assert {hit.path for hit in hits[:5]} == {hit.path for hit in first[:5]}
-    assert [hit.path for hit in hits[5:]] == [hit.path for hit in first[5:8]]
-    assert [hit.looked_at for hit in hits] == [True] * 5 + [False] * 3
+    hits = filled.search("a cat", top=12, rerank=2)
+    assert (hits.images, hits.looked_at, len(hits)) == (12, 8, 12)  # two that are nearest, two of each of three strata
+    looked = {hit.path for hit in hits if hit.looked_at}
+    assert {hit.path for hit in first[:2]} < looked
+    assert [hit.looked_at for hit in hits] == [True] * 8 + [False] * 4
+    assert [hit.path for hit in hits[8:]] == [hit.path for hit in first if hit.path not in looked]
+    assert filled.search("a cat", top=12, rerank=5).looked_at == 12  # so few images are all looked at
 
 
 def test_a_condition_narrows_the_gallery(filled: Gallery):
@@ -151,7 +155,7 @@ def test_what_to_keep_is_one_of_three(tmp_path: Path, toy_folder: Path, toy: Ste
 def test_images_and_terms_are_queries_too(filled: Gallery, toy: Steerer):
     photo = filled.search("a cat")[0].path
     hits = filled.search(toy.image_goal(photo))
-    assert hits.frequency is None  # no verdict on such goals: ranked by support
+    assert hits.prevalence is None  # no verdict on such goals: ranked by support
     assert all(hit.evidence is not None and hit.probability is None for hit in hits)
     assert {hit.verdict for hit in hits} == {None}
     both = filled.search("a cat - a teapot", top=12)
@@ -229,7 +233,7 @@ def test_goals_of_goals_have_an_answer(filled: Gallery, toy: Steerer):
 
 def test_without_a_look_nothing_is_judged(filled: Gallery, toy: Steerer):
     hits = filled.search("a cat", rerank=0)
-    assert hits.frequency is None
+    assert hits.prevalence is None
     with pytest.raises(ValueError, match="threshold"):
         filled.search("a cat", rerank=0, threshold=0.5)
     with pytest.raises(ValueError, match="no calibrated verdict for goals by 'image'"):
@@ -280,7 +284,7 @@ def test_names_that_are_no_text_are_searched_and_found(gallery: Gallery, tmp_pat
     for name in names:
         open_image("sample:cat").resize((40, 40)).save(os.fsencode(tmp_path) + b"/" + name, "PNG")
     gallery.add(tmp_path, workers=0)
-    hits = gallery.search("a cat")
+    hits = gallery.search("a cat", fold=False)
     assert {os.fsencode(os.path.basename(hit.path)) for hit in hits} == set(names)
     assert all(hit.looked_at for hit in hits)
     for hit in hits:
@@ -329,3 +333,91 @@ def test_the_contact_sheet_shows_every_hit(filled: Gallery, tmp_path: Path):
     assert words[0].startswith(f"1 {hits[0].verdict}")
     assert all(len(axes.images) == 1 for axes in figure.axes)
     contact_sheet(filled, filled.search("a cat", where="width > 1000"), "a cat").savefig(tmp_path / "empty.png")
+
+
+def test_images_that_are_the_same_to_the_eye_are_one_hit(gallery: Gallery, tmp_path: Path, photos):
+    folder = photos(4)[0].parent
+    cat = open_image("sample:cat").resize((80, 54))
+    for number in range(40):
+        cat.save(folder / f"copy-{number:02d}.jpg", quality=60 + number)
+    gallery.add(folder, workers=0)
+    hits = gallery.search("a cat", top=10)
+    assert len(hits) == 5
+    (many,) = [hit for hit in hits if hit.copies]
+    names = {Path(path).name for path in (many.path, *many.copies)}
+    assert names == {f"copy-{number:02d}.jpg" for number in range(40)}
+    assert (hits.images, hits.looked_at) == (44, 5)
+    unfolded = gallery.search("a cat", top=44, fold=False)
+    assert (len(unfolded), unfolded.looked_at) == (44, 44)
+    assert not any(hit.copies for hit in unfolded)
+    share = unfolded.prevalence.share
+    assert hits.prevalence.share == pytest.approx(share, abs=0.1)  # one look speaks for all forty
+
+
+def test_more_distinct_candidates_are_sought_behind_many_copies(gallery: Gallery, tmp_path: Path, photos):
+    folder = photos(12)[0].parent
+    cat = open_image("sample:cat").resize((80, 54))
+    for number in range(60):
+        cat.save(folder / f"copy-{number:02d}.jpg", quality=30 + number)
+    gallery.add(folder, workers=0)
+    hits = gallery.search("a cat", top=13, rerank=4)
+    assert len(hits) == 13
+    assert sum(1 + len(hit.copies) for hit in hits) == 72
+
+
+def test_a_hit_whose_file_is_gone_is_marked(filled: Gallery):
+    first = filled.search("a cat")[0]
+    assert not first.gone
+    Path(first.path).unlink()
+    again = filled.search("a cat")
+    assert [hit.gone for hit in again] == [hit.path == first.path for hit in again]
+
+
+def test_of_copies_one_whose_file_is_there_stands_for_all(gallery: Gallery, photos):
+    paths = photos(3)
+    copy = paths[0].with_name("copy.png")
+    copy.write_bytes(paths[0].read_bytes())
+    gallery.add(copy.parent, workers=0)
+    pair = {str(copy), str(paths[0])}
+    first = next(hit for hit in gallery.search("a cat") if hit.copies)
+    assert {first.path, *first.copies} == pair
+    Path(first.path).unlink()
+    left = next(hit for hit in gallery.search("a cat") if hit.copies)
+    assert (left.path, left.copies, left.gone) == (first.copies[0], (first.path,), False)
+
+
+def test_what_is_looked_at_of_many_images_is_drawn_from_all_of_them(
+    gallery: Gallery, photos, monkeypatch: pytest.MonkeyPatch
+):
+    from steering.search import candidates
+
+    gallery.add(photos(60)[0].parent, workers=0)
+    monkeypatch.setattr(candidates, "ALL", 10)
+    monkeypatch.setattr(candidates, "MOST_BY_INDEX", 12)
+    settings = {"looks": 8, "top": 5, "fold": False, "seed": 1}
+    towards = np.ones(6, np.float32) / 6**0.5
+    for where, total in ((None, 60), ("width > 65", 48)):
+        assert gallery.store.count(where) == total
+        chosen = candidates.choose(gallery.store, towards, total, where=where, **settings)
+        looked = [*chosen.nearest, *chosen.drawn]
+        names = {candidate.row["path"] for candidate in looked}
+        assert len(names) == len(looked) > 12
+        assert sum(candidate.weight for candidate in looked) == pytest.approx(total)
+        assert [c.row["path"] for c in chosen.nearest] == [
+            row["path"] for row in gallery.store.nearest(towards, 8, where).to_pylist()
+        ]
+        far = [c for c in chosen.drawn if c.stratum == max(c.stratum for c in chosen.drawn)]
+        scores = {row["path"]: row["score"] for row in gallery.store.nearest(towards, total, where).to_pylist()}
+        for candidate in far:
+            assert candidate.row["score"] == pytest.approx(scores[candidate.row["path"]], abs=1e-3)
+
+
+def test_a_complement_is_sought_from_the_other_end(filled: Gallery):
+    cats, others = (filled.search(query, top=12, fold=False) for query in ("a cat", "not a cat"))
+    assert others.goal.is_complement
+    alone = {hit.path: hit.alone for hit in cats}
+    for hit in others:
+        assert hit.alone == pytest.approx(1 - alone[hit.path], abs=1e-4)
+    assert [hit.alone for hit in others] == sorted((hit.alone for hit in others), reverse=True)
+    nearest = filled.search("not a cat", top=12, rerank=0)
+    assert [hit.path for hit in nearest] == [hit.path for hit in filled.search("a cat", top=12, rerank=0)][::-1]

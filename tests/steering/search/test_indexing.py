@@ -509,7 +509,11 @@ def test_paths_come_out_wherever_a_gallery_names_images(gallery: Gallery, odd_fo
     assert report.as_dict()["skipped"][0]["path"] == bad
     assert gallery.duplicates() == gallery.duplicates(near=True)[:1] == [[file, copy]]
     ((paths, _, _),) = gallery.vectors()
-    assert set(paths) == {row["path"] for row in gallery.images()} == {hit.path for hit in gallery.search("a cat")}
+    assert (
+        set(paths)
+        == {row["path"] for row in gallery.images()}
+        == {hit.path for hit in gallery.search("a cat", fold=False)}
+    )
     assert {hit.path for hit in gallery.stream("a cat")} == set(paths)
     assert len(list(gallery.images(f"path LIKE '{os.fsdecode(odd_folder)}/%'"))) == 3
     assert [row["path"] for row in gallery.images(f"path = '{file}'")] == [file]
@@ -570,3 +574,16 @@ def test_a_gallery_whose_file_is_missing_is_told_by_every_operation(gallery: Gal
         data.unlink()
     with pytest.raises(GalleryError, match=r"gallery is missing or damaged \(skipped\.lance/data/"):
         again.skipped()
+
+
+def test_what_is_unusual_about_an_image_is_told_when_it_is_read(gallery: Gallery, photos, counts):
+    plain, clear = photos(2)
+    picture = open_image(clear).convert("RGBA")
+    picture.putalpha(99)
+    picture.save(clear)
+    report = gallery.add(plain.parent, workers=0)
+    assert counts(report) == {"new": 2}
+    note = open_image(clear).info["note"]
+    assert report.notes == {str(clear): note}
+    assert report.as_dict()["notes"] == [{"path": str(clear), "note": note}]
+    assert gallery.add([("a", clear.read_bytes()), ("a", plain.read_bytes())], workers=0).notes == {}

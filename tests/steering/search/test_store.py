@@ -193,3 +193,23 @@ def test_a_condition_is_text(tmp_path: Path, where):
     made, _ = fill(str(tmp_path), 8, 2)
     with pytest.raises((GalleryError, TypeError), match="where"):
         made.count(where)
+
+
+def test_rows_are_written_and_others_deleted_in_one_commit(tmp_path: Path):
+    made, _ = fill(str(tmp_path / "g"), 8, 6)
+    awkward = '/it\'s a "name" -- %.jpg'
+    (row,) = made.rows(["/000003.jpg"], image_schema(8).names)
+    table = pa.Table.from_pylist([{**row, "path": awkward}], schema=image_schema(8))
+    before = made.images.now().version
+    made.images.upsert(table, without=["/000003.jpg", "/000004.jpg", "/none.jpg"])
+    assert made.images.now().version == before + 1
+    names = [name for batch in made.images.batches(("path",)) for name in batch["path"].to_pylist()]
+    assert sorted(names) == ["/000000.jpg", "/000001.jpg", "/000002.jpg", "/000005.jpg", awkward]
+    made.images.upsert(made_again(made, awkward), without=[awkward])
+    assert made.count() == 6
+
+
+def made_again(made: Store, name: str) -> pa.Table:
+    """The row of a name, twice: under the same name, which stays, and under another."""
+    (row,) = made.rows([name], image_schema(8).names)
+    return pa.Table.from_pylist([row, {**row, "path": "/new.jpg"}], schema=image_schema(8))

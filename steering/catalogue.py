@@ -1,0 +1,68 @@
+"""Which models there are, and what each tells apart, read without torch.
+
+Unusual: the names of ImageNet's classes stand in a file of torchvision. That file is read as text, since importing
+torchvision takes seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+from lrm_base.card import load_card
+from steering.errors import printable
+
+MODELS = Path(__file__).parent / "models"
+DEFAULT_MODEL = "lrm_mini"
+PUBLISHED_MODELS = ("alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3")
+_IMAGENET = "_IMAGENET_CATEGORIES"  # the list in torchvision/models/_meta.py
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of the embedded models."""
+    return tuple(sorted(path.name for path in MODELS.iterdir() if (path / "backbone.json").is_file()))
+
+
+def find_model(name_or_folder: str | Path, others: tuple[str, ...] = ()) -> Path:
+    """The folder of an embedded model, or the folder itself.
+
+    Raises:
+        ValueError: there is no such model. The message lists the embedded models, and `others` that the caller takes.
+    """
+    for folder in (Path(name_or_folder), MODELS / str(name_or_folder)):
+        if (folder / "backbone.json").is_file():
+            return folder
+    raise ValueError(
+        f"model: got {printable(str(name_or_folder))!r}, expected a folder with backbone.safetensors and backbone.json "
+        f"or one of {', '.join((*model_names(), *others))}"
+    )
+
+
+def class_names(model: str | Path = DEFAULT_MODEL) -> tuple[str, ...]:
+    """What a model tells apart, in the order of its outputs, from its card alone.
+
+    Raises:
+        ValueError: there is no such model, or its card does not name the classes.
+    """
+    if str(model) in PUBLISHED_MODELS:
+        return _imagenet_names()
+    path = find_model(model, PUBLISHED_MODELS) / "backbone.safetensors"
+    try:
+        return tuple(str(entry["name"]) for entry in load_card(path)["classes"])
+    except (KeyError, TypeError):
+        raise ValueError(f"{path.with_suffix('.json')} does not name the classes of the model") from None
+
+
+def _imagenet_names() -> tuple[str, ...]:
+    found = importlib.util.find_spec("torchvision")  # which imports nothing
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        file = Path(folder) / "models" / "_meta.py"
+        for node in ast.parse(file.read_text()).body if file.is_file() else ():
+            if isinstance(node, ast.Assign) and any(
+                isinstance(t, ast.Name) and t.id == _IMAGENET for t in node.targets
+            ):
+                return tuple(ast.literal_eval(node.value))
+    from lrm_base.data import imagenet_names  # another torchvision keeps them elsewhere
+
+    return imagenet_names()

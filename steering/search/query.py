@@ -1,0 +1,102 @@
+"""One search of a gallery: choose the images to look at, look, estimate, rank. See `steering.search.gallery`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from einops import rearrange
+
+from lrm_core.feedback import Strength
+from steering.goals import Goal
+from steering.search.candidates import Candidate, choose
+from steering.search.files import is_gone, to_key
+from steering.search.hits import Hit, Hits, direction, ranked, unseen
+from steering.search.looks import look_for
+from steering.search.odds import prevalence
+from steering.search.schema import SHOWN
+from steering.search.store import Store
+from steering.steerer import Steerer
+
+
+def find(
+    store: Store,
+    steerer: Steerer,
+    goal: Goal,
+    *,
+    top: int,
+    rerank: int,
+    where: str | None,
+    threshold: float | None,
+    fold: bool,
+    strength: Strength | None,
+    passes: int | None,
+    seed: int,
+) -> Hits:
+    """Search a gallery for a goal. The arguments and errors are those of `Gallery.search`."""
+    start = time.perf_counter()
+    total = store.count(where)
+    choice: dict[str, Any] = {"looks": rerank, "top": top, "where": where, "fold": fold, "seed": seed}
+    chosen = choose(store, direction(goal), total, **choice)
+    candidates = [*chosen.nearest, *chosen.drawn]
+    rows = [candidate.row for candidate in candidates]
+    looks = look_for(store, steerer, goal, rows, strength=strength, passes=passes)
+    if threshold is not None and looks.alone is None:
+        raise ValueError(
+            f"threshold: got {threshold:g}, but {store.card.model} has no calibrated verdict for goals by "
+            f"{goal.source!r}"
+        )
+    estimate = None
+    if looks.alone is not None and looks.seen.any() and not goal.unfamiliar:
+        weights, strata = (np.array([getattr(c, key) for c in candidates]) for key in ("weight", "stratum"))
+        estimate = prevalence(looks.alone[looks.seen], weights[looks.seen], strata[looks.seen])
+    hits = ranked(candidates, looks, estimate, steerer.verdicts, goal)
+    hits += map(unseen, chosen.unseen)
+    if threshold is not None:
+        hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
+    numbered = [_numbered(hit, rank) for rank, hit in enumerate(hits[:top], start=1)]
+    return Hits(numbered, goal, total, len(candidates), estimate, time.perf_counter() - start)
+
+
+def pages(store: Store, steerer: Steerer, goal: Goal, where: str | None, page: int) -> Iterator[Hit]:
+    """Every image of a gallery, the nearest first. Each page of images is looked at and ranked by itself."""
+    scores, names = _scores(store, direction(goal), where)
+    order = np.argsort(-scores, kind="stable")
+    rank = 0
+    for start in range(0, len(order), page):
+        part = order[start : start + page]
+        rows = _rows(store, names.take(part).to_pylist(), scores[part])
+        looks = look_for(store, steerer, goal, rows)
+        for hit in ranked([Candidate(row) for row in rows], looks, None, steerer.verdicts, goal):
+            rank += 1
+            yield _numbered(hit, rank)
+
+
+def matrix(column: pa.Array) -> np.ndarray:
+    """A column of b vectors as (b, M), float32."""
+    return rearrange(column.flatten().to_numpy(), "(b m) -> b m", b=len(column)).astype(np.float32)
+
+
+def _scores(store: Store, query: np.ndarray, where: str | None) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """The first stage's score and the name of every image."""
+    scores, names = [np.zeros(0, np.float32)], []
+    for batch in store.images.batches(("path", "evidence"), where):
+        vectors = matrix(batch["evidence"])
+        scores.append(vectors @ query / np.linalg.norm(vectors, axis=1))
+        names.append(batch["path"])
+    return np.concatenate(scores), pa.chunked_array(names, pa.string())
+
+
+def _rows(store: Store, names: Sequence[str], scores: np.ndarray) -> list[dict[str, Any]]:
+    """Rows by name, in that order. Images that are gone by now are left out."""
+    rows = {row["path"]: row for row in store.rows(names, SHOWN)}
+    pairs = zip(names, scores.tolist(), strict=True)
+    return [{**rows[name], "score": score} for name, score in pairs if name in rows]
+
+
+def _numbered(hit: Hit, rank: int) -> Hit:
+    return replace(hit, rank=rank, gone=is_gone(to_key(hit.path)))
