@@ -163,9 +163,8 @@ def _bar(results: Iterator[Any], count: int | None, report: Report) -> Iterator[
 def _tell(report: Report, place: str, quiet: bool, parser: options.Parser) -> None:
     counts = [f"{getattr(report, key):,} {key}" for key in ("new", "changed", "renamed", "deleted", "unchanged")]
     speed = (report.new + report.changed) / report.seconds if report.seconds else 0.0
-    print(
-        f"{printable(place)}: {report.images:,} image{'' if report.images == 1 else 's'} ({', '.join(counts)}; {len(report.skipped):,} skipped)"
-    )
+    images = f"{report.images:,} image{'' if report.images == 1 else 's'}"
+    print(f"{printable(place)}: {images} ({', '.join(counts)}; {len(report.skipped):,} skipped)")
     if report.new + report.changed:
         print(f"{report.seconds:.1f} s, {speed:,.0f} images/s")
     if not quiet:
