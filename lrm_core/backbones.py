@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrm_base.frame import Frame
+from lrm_core.efficientnet import EfficientNetLite
 from lrm_core.feedback import Connection
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -20,11 +22,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The side of the square image in pixels, and the mean and standard deviation of each channel for pixels in 0–1."""
+    """How photographs are prepared for a backbone.
+
+    Attributes:
+        size: the side of the square, or the short side, in pixels; see `lrm_base.frame`.
+        mean, std: of each channel, for pixels in 0–1.
+        keeps_aspect: whether a photograph keeps its aspect; otherwise it is squashed to a square.
+    """
 
     size: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    keeps_aspect: bool = False
+
+    @property
+    def frame(self) -> Frame:
+        """The shape in which photographs are seen."""
+        return Frame(self.size, self.keeps_aspect)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels in 0–1, (b, 3, h, w), for the backbone."""
@@ -186,6 +200,19 @@ BACKBONES: dict[str, BackboneEntry] = {
         ),
         "classifier.6",
         Preprocessing(224),
+    ),
+    "efficientnet_lite0": BackboneEntry(
+        EfficientNetLite,
+        _connections(  # late, so that what comes before runs once for all goals and passes
+            ("fc", "bn"),
+            ("fc", "blocks.13.bn0"),
+            ("fc", "blocks.10.bn0"),
+            ("fc", "blocks.8.bn0"),
+            ("act", "blocks.8.bn0"),
+        ),
+        "fc",
+        Preprocessing(320, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), keeps_aspect=True),
+        features="bn",
     ),
     **{name: _resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
     "vgg11": _vgg("vgg11", "features.18", "features.16", "features.8", "features.3"),

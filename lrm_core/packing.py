@@ -36,16 +36,16 @@ class Layout:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: LRM, size: int) -> Layout:
-        """The layout for a network and square images of side `size`, in pixels.
+    def of(cls, model: LRM, height: int, width: int) -> Layout:
+        """The layout for a network and images of `height` × `width` pixels.
 
         Raises:
-            ValueError: `size` is not a whole number above 0, or a value of the stem depends on the batch but is not a
+            ValueError: a side is not a whole number above 0, or a value of the stem depends on the batch but is not a
                 tensor with one entry for each image.
         """
-        size = whole_number("size", size, 1)
+        height, width = whole_number("height", height, 1), whole_number("width", width, 1)
         device = next(model.parameters()).device
-        one, two = (model.stem(torch.zeros(batch, 3, size, size, device=device)) for batch in (1, 2))
+        one, two = (model.stem(torch.zeros(batch, 3, height, width, device=device)) for batch in (1, 2))
         stem: dict[fx.Node, Shape] = {}
         shared: dict[fx.Node, Any] = {}
         for node, value in one.values.items():

@@ -1,8 +1,8 @@
 """Class evidence at the places of an image. It is read from the map that the classifier pools, without another pass.
 
 A classifier that reads the mean of a map can also read the mean over a part of it (class activation mapping, Zhou et
-al. 2016). Unusual: the places are all square windows of the map, from one position to the whole map. Each place gives a
-probability to each class, so a small object in a crowded image counts through the windows that it fills.
+al. 2016). Unusual: the places are all square windows of the map, from one position up, and the whole map. Each place
+gives a probability to each class, so a small object in a crowded image counts through the windows that it fills.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def class_evidence(model: LRM, output: str, logits: Float[Tensor, "b m"], state:
     Without a map to read (see `pooled_map`) it is the probability from the logits.
 
     Raises:
-        ValueError: the backbone has no module `output`, or the map is not a square.
+        ValueError: the backbone has no module `output`.
     """
     name = pooled_map(model, output)
     if name is None:
@@ -54,18 +54,18 @@ def class_evidence(model: LRM, output: str, logits: Float[Tensor, "b m"], state:
     classifier: nn.Linear = model.backbone.get_submodule(output)  # type: ignore[assignment]
     maps = state.activations[name]
     height, width = maps.shape[-2:]
-    if height != width:
-        raise ValueError(f"state: got a map of {height} × {width} positions at {name!r}, expected a square map")
     here = rearrange(maps, "b c h w -> b (h w) c") @ classifier.weight.T  # (b, positions, m)
-    windows = _windows(width).to(here) @ here
+    windows = _windows(height, width).to(here) @ here
     if classifier.bias is not None:
         windows = windows + classifier.bias
     return windows.float().softmax(-1).mean(1)
 
 
-@lru_cache(16)
-def _windows(side: int) -> Float[Tensor, "w p"]:
-    """All square windows of a map of `side` × `side` positions. Each row holds the weights of a mean over a window."""
-    eye = rearrange(torch.eye(side * side), "positions (h w) -> positions h w", h=side)
-    means = [rearrange(F.avg_pool2d(eye, size, 1), "positions h w -> (h w) positions") for size in range(1, side + 1)]
-    return torch.cat(means)
+@lru_cache(64)
+def _windows(height: int, width: int) -> Float[Tensor, "w p"]:
+    """All square windows of a map, and the whole map. Each row holds the weights of a mean over a window."""
+    eye = rearrange(torch.eye(height * width), "positions (h w) -> positions h w", h=height)
+    sizes: list[int | tuple[int, int]] = list(range(1, min(height, width) + 1))
+    if height != width:
+        sizes.append((height, width))
+    return torch.cat([rearrange(F.avg_pool2d(eye, size, 1), "positions h w -> (h w) positions") for size in sizes])

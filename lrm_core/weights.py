@@ -55,7 +55,9 @@ def save_model(
             "size": preprocessing.size,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
-            "range": "pixels in 0-1, then (x - mean) / std; the whole frame, squashed to a square",
+            "keeps_aspect": preprocessing.keeps_aspect,
+            "range": "pixels in 0-1, then (x - mean) / std; the whole frame, "
+            + ("in its aspect" if preprocessing.keeps_aspect else "squashed to a square"),
         },
         "paper": "Konkle & Alvarez, Cognitive Steering in Deep Neural Networks via Long-Range Modulatory Feedback "
         "Connections, NeurIPS 2023",
@@ -127,5 +129,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LR
     if missing or unexpected:
         raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: missing {missing}, unknown {unexpected}")
     given = card["preprocessing"]
-    preprocessing = Preprocessing(given["size"], tuple(given["mean"]), tuple(given["std"]))
+    mean, std = tuple(given["mean"]), tuple(given["std"])
+    preprocessing = Preprocessing(given["size"], mean, std, given.get("keeps_aspect", False))
     return model.eval().requires_grad_(False).to(device), preprocessing, card

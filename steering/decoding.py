@@ -181,6 +181,8 @@ def upright_rgb(
         turned = ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block does not spoil the pixels
         turned = image
+    if turned.mode == "La":  # Pillow turns it into no other mode
+        turned = turned.convert("LA")
     if turned.mode in ("I", "F") or turned.mode.startswith("I;16"):
         try:
             turned, told = tones.grey(turned, white)

@@ -77,5 +77,5 @@ def single_words(names: Iterable[str]) -> frozenset[str]:
 
 def _forms(word: str) -> set[str]:
     """A word, and what it may be the plural of."""
-    forms = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("'s")}
+    forms = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("'s"), word.removesuffix("’s")}
     return forms | ({word[:-3] + "y"} if word.endswith("ies") else set())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from lrm_base.frame import Frame
 from steering import tones
 from steering.decoding import MAX_PIXELS as MAX_PIXELS
 from steering.decoding import decode, one_line, one_line_errors, upright_rgb
@@ -98,9 +99,10 @@ def read_file(name: str | os.PathLike) -> bytes:
         return Path(name).read_bytes()
 
 
-def squash(picture: Image.Image, side: int) -> Image.Image:
-    """The whole frame, squashed to a square of `side` pixels: what a network looks at."""
-    return picture.resize((side, side), Image.Resampling.BILINEAR)
+def framed(picture: Image.Image, frame: Frame) -> Image.Image:
+    """The whole picture in the shape in which a network looks at it."""
+    rows, columns = frame.shape(*picture.size)
+    return picture.resize((columns, rows), Image.Resampling.BILINEAR)
 
 
 def expand(patterns: Iterable[str | os.PathLike]) -> list[str]:

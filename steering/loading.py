@@ -1,8 +1,8 @@
 """Find a model and put it together: an embedded one, a folder, or a published AlexNet with the published prior.
 
 Unusual: a published model loads nothing about language until words need to be understood. So prototypes and images
-steer it without CLIP. The whole photograph is seen, squashed to a square, as everywhere in this project. The
-published evaluation crops the middle instead; `lrm_core.published_backbones` and its transforms do that.
+steer it without CLIP. The whole photograph is seen. The published evaluation crops the middle instead;
+`lrm_core.published_backbones` and its transforms do that.
 """
 
 from __future__ import annotations

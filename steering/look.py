@@ -34,7 +34,7 @@ class Look:
         before: (classes,), logits of the first, unsteered pass.
         after: (classes,), logits of the last, steered pass.
         goal: (classes,), the logits that were asked for.
-        heatmap: where the steered pass found the goal, 0 to 1, over the full frame, which the network sees squashed.
+        heatmap: where the steered pass found the goal, 0 to 1, over the whole picture.
         evidence: change of the goal's support by steering, in nats (log-odds after − before).
         verdict: `present`, `absent` or `unsure`. None where no verdict was calibrated for this way of making goals.
         probability: calibrated probability that the goal is in the image, 0 to 1. None where there is no verdict.

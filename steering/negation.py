@@ -33,7 +33,8 @@ _UNCLEAR = _whole(
     r"nothing but|nothing|nobody|none|nowhere|never (?:an?|the|any)|cannot|hardly|barely|unless|\w+n['’]t|no-one|"
     r"no (?:one|more|less|fewer|longer|other)|"
     r"not (?:only|just|all|every|many|much|any ?more|longer|yet|quite|always|more|less|fewer|even|so|too|very|"
-    r"in|on|at|under|behind|near|next|beside|above|below|inside|with|without|no|not)|without (?:no|not)"
+    r"in|on|at|under|behind|near|next|beside|above|below|inside|with|without|no|not)|without (?:no|not)|"
+    r"(?<!that )(?<!which )(?<!who )(?:do|does|did) not"
 )
 _FREE = _whole(
     r"(?!(?:half|hands|duty|sugar|gluten|tax|toll|fat|lactose|dairy|caffeine|alcohol|salt|meat|care)-)[^\W\d]+-free"
@@ -45,9 +46,10 @@ _EMPTY = (  # what names nothing
     r"(?:photo(?:graph)?s?|pictures?|pics?|images?|scenes?|shots?|views?|anything|everything|something|things?|places?|"
     r"somewhere|any|all)"
 )
-_HAS = r"(?:(?:of|with|that (?:has|have|shows?)|having|showing|containing) )?"
+_HAS = r"(?:(?:of|with|that (?:has|have|shows?)|having|showing|containing|(?:in which|where) there (?:is|are)) )?"
 _ABSENCE = r"(?:the )?(?:absence|lack) of"
-_SAYS_NO = r"not|no|without|except for|except|excluding|lacking|sans|devoid of|free of|neither|" + _ABSENCE
+_DOES_NOT = r"(?:that|which|who) (?:does|do) not (?:show|have|contain|include|wear)"
+_SAYS_NO = _DOES_NOT + r"|not|no|without|except for|except|excluding|lacking|sans|devoid of|free of|neither|" + _ABSENCE
 _BUT = r"but no|but not|but|other than|besides|apart from|minus|missing|" + _SAYS_NO
 
 
@@ -64,7 +66,8 @@ _MIDDLE = _from_start(
     r"^(?P<wanted>.*?[^\s,]),? "
     r"(?:without|with no|with neither|(?:but|and) (?:is )?(?:without|with no|not|no)|having no|lacking|missing|"
     r"free of|devoid of|minus|sans|except for|except|excluding|other than|apart from|instead of|rather than|"
-    r"(?:that|which|who) (?:is|are) not|(?:that|which|who) (?:has|have) no|no|not) (?P<unwanted>.+)$"
+    + _DOES_NOT
+    + r"|(?:that|which|who) (?:is|are) not|(?:that|which|who) (?:has|have) no|no|not) (?P<unwanted>.+)$"
 )
 _ARTICLE_ALONE = re.compile(r"^(?:an?|the|any|some|all|every)$", re.IGNORECASE)
 _NOTHING_NAMED = _from_start(rf"^{_LEAD}{_EMPTY}$")

@@ -27,7 +27,7 @@ from lrm_core.feedback import Strength
 from lrm_core.packing import Layout
 from lrm_core.places import class_evidence
 from steering.heatmap import steering_heatmap
-from steering.images import squash
+from steering.images import framed
 
 if hasattr(os, "register_at_fork"):  # a forked process has lost torch's threads, and would wait for them for ever
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
@@ -57,17 +57,19 @@ class Glance:
         stem, state: what the next pass starts from.
         output: (b, M) logits, float32.
         places: (b, M), class evidence by places: probabilities; see `lrm_core.places`.
+        shape: rows and columns of pixels in which the images were seen.
     """
 
     stem: Stem
     state: State
     output: Tensor
     places: Tensor
+    shape: tuple[int, int]
 
     def expand(self, count: int) -> Glance:
         """The glance at one image, as a view for a batch of `count` goals."""
         views = (self.output.expand(count, -1), self.places.expand(count, -1))
-        return Glance(self.stem.expand(count), self.state.expand(count), *views)
+        return Glance(self.stem.expand(count), self.state.expand(count), *views, self.shape)
 
 
 class Network:
@@ -128,31 +130,37 @@ class Network:
         """Name of the step that is steered: the classifier."""
         return self.card["output"]
 
-    def pixels(self, picture: Image.Image) -> Float[Tensor, "1 3 s s"]:
-        """A photograph as the backbone takes it: the whole frame squashed to a square, normalised."""
-        return self.as_input(np.asarray(squash(picture, self.preprocessing.size))[None])
+    def pixels(self, picture: Image.Image) -> Float[Tensor, "1 3 h w"]:
+        """A photograph as the backbone takes it: the whole picture in its frame (`lrm_base.frame`), normalised."""
+        return self.as_input(np.asarray(framed(picture, self.preprocessing.frame))[None])
 
-    def as_input(self, pixels: np.ndarray) -> Float[Tensor, "b 3 s s"]:
-        """Images of the network's size, (b, s, s, 3) uint8, normalised."""
+    def as_input(self, pixels: np.ndarray) -> Float[Tensor, "b 3 h w"]:
+        """Images in one frame, (b, h, w, 3) uint8, normalised."""
         shown = rearrange(torch.from_numpy(pixels.copy()).to(self.device), "b h w c -> b c h w")
         return self.preprocessing.normalise(shown.float() / 255)
 
     @torch.no_grad()
-    def glance(self, inputs: Float[Tensor, "b 3 s s"]) -> Glance:
+    def glance(self, inputs: Float[Tensor, "b 3 h w"]) -> Glance:
         """The first, unsteered pass over normalised images. It serves every goal."""
         stem = self.model.stem(inputs.to(self.dtype))
         output, state = self.model.step(stem)
-        return self._glance(stem, state, output)
+        return self._glance(stem, state, output, (inputs.shape[-2], inputs.shape[-1]))
 
-    def _glance(self, stem: Stem, state: State, output: Tensor) -> Glance:
-        return Glance(stem, state, output.float(), class_evidence(self.model, self.output, output, state))
+    def _glance(self, stem: Stem, state: State, output: Tensor, shape: tuple[int, int]) -> Glance:
+        places = class_evidence(self.model, self.output, output, state)
+        return Glance(stem, state, output.float(), places, shape)
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layouts(self) -> dict[tuple[int, int], Layout]:
+        return {}
+
+    def _layout(self, shape: tuple[int, int]) -> Layout:
         if self.dtype != torch.float32:
             got = _spelled(self.dtype)
             raise ValueError(f"dtype: got {got}, expected float32: a gallery keeps first passes of float32 alone")
-        return Layout.of(self.model, self.preprocessing.size)
+        if shape not in self._layouts:
+            self._layouts[shape] = Layout.of(self.model, *shape)
+        return self._layouts[shape]
 
     def pack(self, glance: Glance) -> list[bytes]:
         """A glance as bytes, one string for each image: what any steered pass starts from, in half precision.
@@ -160,16 +168,21 @@ class Network:
         Raises:
             ValueError: the network is not one of float32.
         """
-        return self._layout.pack(glance.stem, glance.state)
+        return self._layout(glance.shape).pack(glance.stem, glance.state)
 
-    def unpack(self, packed: Sequence[bytes]) -> Glance:
+    def unpack(self, packed: Sequence[bytes], shape: tuple[int, int] | None = None) -> Glance:
         """The glance at the images whose bytes `pack` gave.
 
+        Args:
+            shape: rows and columns of pixels in which the images were seen; a square of the network's size if None.
+
         Raises:
-            ValueError: they come from another network, or this network is not one of float32.
+            ValueError: they come from another network or another shape, or this network is not one of float32.
         """
-        stem, state = self._layout.unpack(list(packed), self.device)
-        return self._glance(stem, state, state.activations[self.output])
+        size = self.preprocessing.size
+        shape = (size, size) if shape is None else shape
+        stem, state = self._layout(shape).unpack(list(packed), self.device)
+        return self._glance(stem, state, state.activations[self.output], shape)
 
     @torch.no_grad()
     def unsteered(self, glance: Glance, passes: int | None = None) -> list[Float[Tensor, "b m"]]:

@@ -146,7 +146,8 @@ def told(hits: Hits, threshold: float | None = None) -> str:
     """The answer of the gallery, then a line for each hit."""
     lines = [_head(hits, threshold)]
     if hits.images:
-        lines += [f"  note: {printable(note)}" for note in hits.goal.notes]
+        told_above = hits.goal.unfamiliar and lines[0].endswith(printable(hits.goal.unfamiliar))
+        lines += [f"  note: {printable(note)}" for note in (hits.goal.notes if told_above else hits.notes)]
         lines += [_line(hit) for hit in hits]
     gone = sum(hit.gone for hit in hits)
     if gone:
@@ -176,13 +177,13 @@ def _head(hits: Hits, threshold: float | None) -> str:
     count = len(hits.present)
     like = f"{count} of the hits below look{'s' if count == 1 else ''} like it alone" if count else ""
     right = f"about {round(hits.expected)} of them" if round(hits.expected) else "fewer than one of them"
+    nearest = "None of the hits below looks like it alone."
+    share, low, high = (percent(max(part, 1 / hits.images)) for part in (seen.share, seen.low, seen.high))
     if hits.answer == "present":
-        share = (
-            f"In all, about {percent(seen.share)} of the images show it ({percent(seen.low)} to {percent(seen.high)})."
-        )
-        return f"“{query}”: present ({work}).\n  {like}; {right} expected to be right. {share}"
-    least = f"If any image shows it, at most {percent(seen.high)} do."
-    like = f"{like}; if any are right, {right}." if count else "None of the hits below looks like it alone."
+        like = f"{like}; {right} expected to be right." if count else nearest
+        return f"“{query}”: present ({work}).\n  {like} In all, about {share} of the images show it ({low} to {high})."
+    least = f"If any image shows it, at most {high} do." if seen.high < 0.995 else "How many show it cannot be told."
+    like = f"{like}; if any are right, {right}." if count else nearest
     return f"“{query}”: unsure whether any image shows it ({work}).\n  {like} {least} Nearest:"
 
 

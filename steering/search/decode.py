@@ -24,8 +24,9 @@ import numpy as np
 from loky.process_executor import ProcessPoolExecutor
 from PIL import Image
 
+from lrm_base.frame import Frame
 from steering.errors import ImageError, UnavailableError, printable
-from steering.images import open_image, read_file, squash
+from steering.images import framed, open_image, read_file
 from steering.search.files import Entry, Unreadable
 
 CHUNK = 16  # images that a worker gets at a time
@@ -52,7 +53,7 @@ class Decoded:
         name, size, modified: as in `Entry`.
         sha256: hash of its content.
         width, height: of the whole image, upright, in pixels.
-        pixels: (s, s, 3) uint8, the whole frame squashed to a square, as in `Network.pixels`.
+        pixels: (h, w, 3) uint8, the whole picture in the frame of the network, as in `Network.pixels`.
         difference_hash: 64 bits; see the function of that name.
         note: what `open_image` tells of it, for example that its last bytes are missing. Empty if there is nothing.
     """
@@ -81,8 +82,8 @@ class Same:
 Read = Decoded | Same | Unreadable
 
 
-def read(task: Task, side: int) -> Read:
-    """Read one image. Never raises for what is wrong with it."""
+def read(task: Task, frame: Frame) -> Read:
+    """Read one image as a network with that frame sees it. Never raises for what is wrong with it."""
     entry = task.entry
     content, name, modified = entry.content, entry.name, entry.modified
     try:
@@ -93,7 +94,7 @@ def read(task: Task, side: int) -> Read:
         if digest in task.known:
             return Same(name, size, modified, digest)
         picture = open_image(content)
-        small = squash(picture, side)
+        small = framed(picture, frame)
     except ImageError as error:
         label = printable(content) if isinstance(content, str | os.PathLike) else "image"
         reason, passing = str(error).removeprefix(f"{label}: "), isinstance(error, UnavailableError)
@@ -119,18 +120,18 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _read_all(tasks: list[Task], side: int) -> list[Read]:
-    return [read(task, side) for task in tasks]
+def _read_all(tasks: list[Task], frame: Frame) -> list[Read]:
+    return [read(task, frame) for task in tasks]
 
 
-def read_all(tasks: Iterable[Task], side: int, workers: int) -> Iterator[Read]:
+def read_all(tasks: Iterable[Task], frame: Frame, workers: int) -> Iterator[Read]:
     """Every image, read in `workers` processes, in order. With 0 workers this process reads.
 
     At most `4 · CHUNK · workers` images are in memory.
     """
     if workers == 0:
         for task in tasks:
-            yield read(task, side)
+            yield read(task, frame)
         return
     pool = _pool(workers)
     flying: deque[tuple[list[Task], Future[list[Read]]]] = deque()
@@ -139,7 +140,7 @@ def read_all(tasks: Iterable[Task], side: int, workers: int) -> Iterator[Read]:
         while True:
             while len(flying) < 3 * workers and (chunk := next(chunks, None)):
                 try:
-                    flying.append((chunk, pool.submit(_read_all, chunk, side)))
+                    flying.append((chunk, pool.submit(_read_all, chunk, frame)))
                 except BrokenProcessPool:  # noticed while submitting: the chunk is handled like those in flight
                     flying.append((chunk, _broken()))
             if not flying:
@@ -151,7 +152,7 @@ def read_all(tasks: Iterable[Task], side: int, workers: int) -> Iterator[Read]:
                 _stop(pool)
                 lost = [(chunk, future), *flying]
                 flying.clear()
-                yield from _again(lost, side)
+                yield from _again(lost, frame)
                 pool = _pool(workers)
     finally:
         _stop(pool)
@@ -163,7 +164,7 @@ def _broken() -> Future[list[Read]]:
     return future
 
 
-def _again(lost: Iterable[tuple[list[Task], Future[list[Read]]]], side: int) -> Iterator[Read]:
+def _again(lost: Iterable[tuple[list[Task], Future[list[Read]]]], frame: Frame) -> Iterator[Read]:
     """What was in flight when a worker died: the ready results first, then the rest, one by one in a new process."""
     pool = _pool(1)
     try:
@@ -173,7 +174,7 @@ def _again(lost: Iterable[tuple[list[Task], Future[list[Read]]]], side: int) -> 
                 continue
             for task in chunk:
                 try:
-                    yield pool.submit(read, task, side).result()
+                    yield pool.submit(read, task, frame).result()
                 except BrokenProcessPool:
                     _stop(pool)
                     pool = _pool(1)
@@ -210,9 +211,9 @@ def _chunked(tasks: Iterable[Task]) -> Iterator[list[Task]]:
         yield chunk
 
 
-def pixels_of(file: str | None, side: int) -> np.ndarray | None:
-    """(side, side, 3) uint8 of a file; None if it is not there or cannot be read."""
+def pixels_of(file: str | None, frame: Frame) -> np.ndarray | None:
+    """(h, w, 3) uint8 of a file in a frame; None if it is not there or cannot be read."""
     if file is None:
         return None
-    seen = read(Task(Entry(file, 0, 0, file)), side)
+    seen = read(Task(Entry(file, 0, 0, file)), frame)
     return seen.pixels if isinstance(seen, Decoded) else None

@@ -161,7 +161,7 @@ class Eye:
         return [
             other
             for other, pixels, agree in zip(others, rest, may, strict=True)
-            if pixels is None or (agree and np.abs(pixels.astype(np.int16) - first).mean() <= APART)
+            if pixels is None or (agree and np.abs(_in_shape(pixels, first).astype(np.int16) - first).mean() <= APART)
         ]
 
     def _may_agree(self, here: int, others: list[int]) -> np.ndarray:
@@ -178,3 +178,11 @@ class Eye:
                 self._seen[position] = True
                 self._most = APART * picture.size
         return pictures
+
+
+def _in_shape(pixels: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Pixels (h, w, 3) brought to the shape of others: frames of two sizes of a photograph may differ by a step."""
+    if pixels.shape == other.shape:
+        return pixels
+    rows, columns = (np.arange(n) * m // n for n, m in zip(other.shape[:2], pixels.shape[:2], strict=True))
+    return pixels[rows][:, columns]

@@ -84,7 +84,8 @@ class Gallery:
         network = steerer.network
         made_by = (str(network.card["name"]), str(network.card.get("sha256", "")))
         side = 0 if keep == "nothing" else network.preprocessing.size
-        card = GalleryCard(*made_by, len(network.class_names), side, keep == "first-pass")
+        aspect = network.preprocessing.keeps_aspect
+        card = GalleryCard(*made_by, len(network.class_names), side, keep == "first-pass", keeps_aspect=aspect)
         store = Store.open(path, card if create else None, storage_options)
         made = store.card
         if (made.backbone_sha256, made.classes) != (card.backbone_sha256, card.classes):

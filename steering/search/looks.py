@@ -17,7 +17,7 @@ from steering.search.store import Store
 from steering.seek import seek
 from steering.steerer import Steerer
 
-BATCH = 64  # images in one steered pass
+PIXELS = 64 * 96 * 96  # in one steered pass
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def look_for(
     """Look for a goal in candidates.
 
     Args:
-        rows: rows of the gallery, with the name of each image as `path`.
+        rows: rows of the gallery, with `path`, `width` and `height` of each image.
         strength, passes: see `Steerer.look_many`.
     """
     if not rows:
@@ -58,7 +58,7 @@ def look_for(
     seen, supports, evidence = np.zeros(count, bool), np.full(count, -np.inf), np.full(count, -np.inf)
     alone: np.ndarray | None = np.zeros(count)
     network, verdicts = steerer.network, steerer.verdicts
-    for positions, glance in _glances(store, network, [row["path"] for row in rows]):
+    for positions, glance in _glances(store, network, rows):
         sought = seek(network, verdicts, glance, goal, strength=strength, passes=passes)
         seen[positions] = True
         supports[positions], evidence[positions] = sought.support.cpu().numpy(), sought.evidence.cpu().numpy()
@@ -69,26 +69,38 @@ def look_for(
     return Looks(seen, supports, evidence, alone)
 
 
-def _glances(store: Store, network: Network, names: Sequence[str]) -> Iterator[tuple[list[int], Glance]]:
-    """First passes over images in batches, each with the positions of its images among the names.
+def _glances(store: Store, network: Network, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[list[int], Glance]]:
+    """First passes over images in batches of one shape, each with the positions of its images among the rows.
 
     Stored first passes are used. The others are made from pixels. Images without either are left out.
     """
+    frame = network.preprocessing.frame
+    shapes = [frame.shape(row["width"], row["height"]) for row in rows]
+    names = [row["path"] for row in rows]
     packed = store.first_passes(names) if store.card.first_pass else [None] * len(names)
-    stored = [(position, kept) for position, kept in enumerate(packed) if kept is not None]
-    for start in range(0, len(stored), BATCH):
-        positions, kept = zip(*stored[start : start + BATCH], strict=True)
-        yield list(positions), network.unpack(kept)
-    rest = [position for position, kept in enumerate(packed) if kept is None]
-    pixels = _pixels(store, network, [names[position] for position in rest])
-    shown = [(position, p) for position, p in zip(rest, pixels, strict=True) if p is not None]
-    for start in range(0, len(shown), BATCH):
-        part = shown[start : start + BATCH]
-        yield [position for position, _ in part], network.glance(network.as_input(np.stack([p for _, p in part])))
+    for part, shape in _alike([position for position, kept in enumerate(packed) if kept is not None], shapes):
+        yield part, network.unpack([kept for position in part if (kept := packed[position]) is not None], shape)
+    for part, _ in _alike([position for position, kept in enumerate(packed) if kept is None], shapes):
+        pixels = dict(zip(part, _pixels(store, network, [names[position] for position in part]), strict=True))
+        shown = [(position, p) for position, p in pixels.items() if p is not None]
+        if shown:
+            inputs = network.as_input(np.stack([p for _, p in shown]))
+            yield [position for position, _ in shown], network.glance(inputs)
+
+
+def _alike(positions: Sequence[int], shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Positions of images of one shape, so many that a pass fits in memory, and their shape."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for position in positions:
+        groups.setdefault(shapes[position], []).append(position)
+    for shape, members in groups.items():
+        count = max(PIXELS // (shape[0] * shape[1]), 1)
+        for start in range(0, len(members), count):
+            yield members[start : start + count], shape
 
 
 def _pixels(store: Store, network: Network, names: Sequence[str]) -> list[np.ndarray | None]:
     """What the network sees of images: stored, or read from their files. None where there is neither."""
     if store.card.side:
         return store.pixels(names)
-    return [pixels_of(file_of(name), network.preprocessing.size) for name in names]
+    return [pixels_of(file_of(name), network.preprocessing.frame) for name in names]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from lrm_base.checks import finite_number, whole_number
+from lrm_base.frame import Frame
 from steering.loading import load
 from steering.search.decode import Task, read
 from steering.search.engine import BATCH, MOST_WORKERS, Engine, Indexed, Item, first_passes, local_engine
@@ -42,12 +43,12 @@ class FirstPass:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         reads = map(pickle.loads, batch["item"])
-        return {"item": _packed(first_passes(self.network, reads, BATCH, self.keep))}
+        return {"item": _packed(first_passes(self.network, reads, keep=self.keep))}
 
 
-def read_batch(batch: dict[str, Any], side: int) -> dict[str, Any]:
+def read_batch(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
     """A task: read images in this worker."""
-    return {"item": _packed(read(pickle.loads(item), side) for item in batch["item"])}
+    return {"item": _packed(read(pickle.loads(item), frame) for item in batch["item"])}
 
 
 def _packed(items: Iterable[Any]) -> np.ndarray:
@@ -96,7 +97,7 @@ def ray_engine(
             while window := list(itertools.islice(iterator, WINDOW)):
                 done = set()
                 try:
-                    for item in _pipeline(window, network.preprocessing.size, count, actors):
+                    for item in _pipeline(window, network.preprocessing.frame, count, actors):
                         done.add(item.image.name if isinstance(item, Indexed) else item.name)
                         yield item
                 except ray.exceptions.RayError as error:
@@ -145,11 +146,11 @@ def _check(address: str | None) -> None:
         raise ValueError(f"address: got {address!r}, but no Ray cluster answers there ({error})") from None
 
 
-def _pipeline(window: list[Task], side: int, workers: int, actors: dict[str, Any]) -> Iterator[Item]:
+def _pipeline(window: list[Task], frame: Frame, workers: int, actors: dict[str, Any]) -> Iterator[Item]:
     items = [{"item": pickle.dumps(task, protocol=5)} for task in window]
     blocks = min(max(len(items) // BATCH, 1), 200)
     images = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-        partial(read_batch, side=side),
+        partial(read_batch, frame=frame),
         batch_size=BATCH,
         num_cpus=0.5,
         ray_remote_args_fn=lambda: {"max_retries": RETRIES},

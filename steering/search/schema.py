@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from lrm_base.frame import Frame
+
 FORMAT = 2
 KEY = {"lance-schema:unenforced-primary-key": "true"}  # without it concurrent upserts double rows
 
@@ -19,9 +21,10 @@ class GalleryCard:
         model: name of the network.
         backbone_sha256: hash of its weights.
         classes: width M of an output.
-        side: side of the stored images, in pixels; 0 if none are stored.
+        side: side of the stored images, in pixels, or the short side if they keep their aspect; 0 if none are stored.
         first_pass: whether what a steered pass starts from is stored.
         format: version of the tables' format.
+        keeps_aspect: whether the stored images keep their aspect.
     """
 
     model: str
@@ -30,6 +33,12 @@ class GalleryCard:
     side: int
     first_pass: bool = False
     format: int = FORMAT
+    keeps_aspect: bool = False
+
+    @property
+    def frame(self) -> Frame:
+        """The shape in which images are stored."""
+        return Frame(self.side, self.keeps_aspect)
 
 
 def image_schema(classes: int) -> pa.Schema:
@@ -40,7 +49,7 @@ def image_schema(classes: int) -> pa.Schema:
     - `difference_hash`: see `steering.search.decode.difference_hash`.
     - `output`: logits of the first pass.
     - `evidence`: square root of the class evidence by places, of length 1.
-    - `pixels`: (side, side, 3) bytes, what the network saw; null where they are not kept.
+    - `pixels`: (h, w, 3) bytes, what the network saw; null where they are not kept. The frame tells h and w.
     - `first_pass`: what a steered pass starts from (`Network.pack`); null where it is not kept.
     """
     vector = pa.list_(pa.float16(), classes)

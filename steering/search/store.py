@@ -137,20 +137,18 @@ class Store:
 
     def first_passes(self, names: Sequence[str]) -> list[bytes | None]:
         """What a steered pass over images starts from, by name; None where it is not kept."""
-        return self._kept(names, "first_pass")
+        kept = {row["path"]: row["first_pass"] for row in self.rows(names, ("path", "first_pass"))}
+        return [kept.get(name) for name in names]
 
     def pixels(self, names: Sequence[str]) -> list[np.ndarray | None]:
-        """(side, side, 3) uint8 of images by name, None where none are kept."""
-        side = self.card.side
-        kept = self._kept(names, "pixels")
-        return [
-            None if p is None else rearrange(np.frombuffer(p, np.uint8), "(h w c) -> h w c", h=side, w=side)
-            for p in kept
-        ]
-
-    def _kept(self, names: Sequence[str], column: str) -> list[bytes | None]:
-        values = {row["path"]: row[column] for row in self.rows(names, ("path", column))}
-        return [values.get(name) for name in names]
+        """(h, w, 3) uint8 of images by name, in the frame of the card; None where none are kept."""
+        kept: dict[str, np.ndarray] = {}
+        for row in self.rows(names, ("path", "pixels", "width", "height")):
+            if row["pixels"] is not None:
+                high, wide = self.card.frame.shape(row["width"], row["height"])
+                numbers = np.frombuffer(row["pixels"], np.uint8)
+                kept[row["path"]] = rearrange(numbers, "(h w c) -> h w c", h=high, w=wide)
+        return [kept.get(name) for name in names]
 
     def count(self, where: str | None = None) -> int:
         """Number of images that a condition lets through. Raises like `nearest`."""

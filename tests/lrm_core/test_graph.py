@@ -193,7 +193,7 @@ def test_published_weights_of_torchvision_load_strictly():
 
 
 def test_an_unknown_backbone_is_answered_with_the_choices():
-    with pytest.raises(ValueError, match="no backbone 'lenet'; choices: mini, alexnet, resnet18"):
+    with pytest.raises(ValueError, match="no backbone 'lenet'; choices: mini, alexnet, efficientnet_lite0, resnet18"):
         find_backbone("lenet")
 
 

@@ -23,7 +23,7 @@ def mini() -> LRM:
 
 @torch.no_grad()
 def test_a_steered_pass_is_the_same_from_what_was_stored(mini: LRM):
-    layout = Layout.of(mini, 64)
+    layout = Layout.of(mini, 64, 64)
     images = 3 * torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     stem = mini.stem(images)
     _, state = mini.step(stem)
@@ -39,7 +39,7 @@ def test_a_steered_pass_is_the_same_from_what_was_stored(mini: LRM):
 
 
 def test_what_is_of_another_network_is_refused(mini: LRM):
-    layout = Layout.of(mini, 64)
+    layout = Layout.of(mini, 64, 64)
     for packed, got in (([b"\0" * 8], "8"), ([b"\0" * 3], "3"), ([b"\0" * 8, b"\0" * 6], "6, 8"), ([], "none")):
         with pytest.raises(ValueError, match=rf"packed: got {got} bytes an image, expected \d+: of another network"):
             layout.unpack(packed, torch.device("cpu"))
@@ -67,7 +67,7 @@ def test_values_of_the_stem_that_are_no_tensors_of_images_are_kept_and_not_store
     torch.manual_seed(0)
     model = LRM(Shaped(), [Connection("fc", "conv")], 8).eval()
     nn.init.normal_(model.paths["fc->conv"].projection.weight, std=20)
-    layout = Layout.of(model, 8)
+    layout = Layout.of(model, 8, 8)
     assert list(layout.stem.values()) == [(4, 8, 8)]
     assert any(isinstance(value, tuple) for value in layout.shared.values())
     images = torch.rand(3, 3, 8, 8)
@@ -84,10 +84,10 @@ def test_values_of_the_stem_that_are_no_tensors_of_images_are_kept_and_not_store
 def test_a_value_of_the_stem_that_depends_on_the_number_of_images_is_refused():
     model = LRM(Shaped(with_batch=True), [Connection("fc", "conv")], 8).eval()
     with pytest.raises(ValueError, match=r"^stem: got a value of .* that depends on the number of images"):
-        Layout.of(model, 8)
+        Layout.of(model, 8, 8)
 
 
 @pytest.mark.parametrize("size", [0, True])
 def test_a_size_that_is_no_whole_number_is_refused(mini: LRM, size):
-    with pytest.raises(ValueError, match=r"^size: got .*, expected a whole number of at least 1"):
-        Layout.of(mini, size)
+    with pytest.raises(ValueError, match=r"^height: got .*, expected a whole number of at least 1"):
+        Layout.of(mini, size, size)

@@ -33,6 +33,16 @@ def test_each_class_has_the_mean_of_its_probabilities_over_all_square_windows(mi
     torch.testing.assert_close(class_evidence(mini, "fc", logits, state), torch.stack(votes).mean(0).detach())
 
 
+def test_a_map_that_is_no_square_adds_the_whole_of_it(mini: LRM):
+    logits, state = mini.step(mini.stem(torch.rand(2, 3, 32, 64)))
+    maps = state.activations["values"]
+    assert maps.shape[-2:] == (2, 4)
+    windows = [maps[:, :, r : r + s, c : c + s] for s in (1, 2) for r in range(3 - s) for c in range(5 - s)]
+    votes = [mini.backbone.fc(window.mean((2, 3))).softmax(1) for window in (*windows, maps)]
+    assert len(votes) == 8 + 3 + 1
+    torch.testing.assert_close(class_evidence(mini, "fc", logits, state), torch.stack(votes).mean(0).detach())
+
+
 def test_a_small_thing_counts_more_by_places_than_in_the_whole(mini: LRM):
     logits, state = mini.step(mini.stem(torch.zeros(1, 3, 64, 64)))
     maps = torch.zeros_like(state.activations["values"])

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from lrm_base.frame import Frame
 from steering.images import open_image
 from steering.search import decode
 from steering.search.decode import Decoded, Same, Task, difference_hash, pixels_of, read, read_all
@@ -31,35 +32,35 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 def test_an_image_is_hashed_and_shrunk_as_the_steerer_does_it(photos: list[Path], toy):
-    seen = read(task(photos[0]), 32)
+    seen = read(task(photos[0]), Frame(32))
     assert isinstance(seen, Decoded)
     assert seen.sha256 == hashlib.sha256(photos[0].read_bytes()).hexdigest()
     assert (seen.width, seen.height, seen.size) == (90, 60, photos[0].stat().st_size)
     np.testing.assert_array_equal(toy.network.as_input(seen.pixels[None]), toy.network.pixels(open_image(photos[0])))
-    np.testing.assert_array_equal(pixels_of(str(photos[0]), 32), seen.pixels)
+    np.testing.assert_array_equal(pixels_of(str(photos[0]), Frame(32)), seen.pixels)
 
 
 def test_what_is_told_of_an_image_goes_with_it(photos: list[Path]):
-    seen = read(task(photos[0]), 32)
+    seen = read(task(photos[0]), Frame(32))
     assert isinstance(seen, Decoded)
     assert seen.note == ""
     clear = Image.open(photos[1]).convert("RGBA")
     clear.putalpha(99)
     clear.save(photos[1])
-    seen = read(task(photos[1]), 32)
+    seen = read(task(photos[1]), Frame(32))
     assert isinstance(seen, Decoded)
     assert seen.note == open_image(photos[1]).info["note"] != ""
 
 
 def test_content_that_is_known_is_not_decoded(photos: list[Path]):
     sha = hashlib.sha256(photos[0].read_bytes()).hexdigest()
-    assert read(task(photos[0], sha), 32) == Same(str(photos[0]), photos[0].stat().st_size, 1, sha)
+    assert read(task(photos[0], sha), Frame(32)) == Same(str(photos[0]), photos[0].stat().st_size, 1, sha)
 
 
 def test_bytes_pictures_and_arrays_are_read_too(photos: list[Path]):
     picture = Image.open(photos[0])
     array = np.asarray(picture)
-    seen = [read(Task(Entry("x", 0, 0, c)), 32) for c in (photos[0].read_bytes(), picture, array)]
+    seen = [read(Task(Entry("x", 0, 0, c)), Frame(32)) for c in (photos[0].read_bytes(), picture, array)]
     for item in seen:
         assert isinstance(item, Decoded)
         np.testing.assert_array_equal(item.pixels, seen[0].pixels)
@@ -68,7 +69,7 @@ def test_bytes_pictures_and_arrays_are_read_too(photos: list[Path]):
 
 def test_workers_give_the_same_in_the_same_order(photos: list[Path]):
     tasks = [task(path) for path in photos * 8]
-    alone, together = list(read_all(tasks, 32, 0)), list(read_all(iter(tasks), 32, 2))
+    alone, together = list(read_all(tasks, Frame(32), 0)), list(read_all(iter(tasks), Frame(32), 2))
     assert [item.name for item in together] == [str(path) for path in photos * 8]
     for one, other in zip(alone, together, strict=True):
         assert isinstance(one, Decoded)
@@ -80,9 +81,10 @@ def test_workers_give_the_same_in_the_same_order(photos: list[Path]):
 def test_workers_end_with_a_process_that_was_killed(photos: list[Path]):
     code = """
 import sys
+from lrm_base.frame import Frame
 from steering.search.decode import Task, read_all
 from steering.search.files import Entry
-results = read_all((Task(Entry(sys.argv[1], 0, 1, sys.argv[1])) for _ in range(10**6)), 32, 2)
+results = read_all((Task(Entry(sys.argv[1], 0, 1, sys.argv[1])) for _ in range(10**6)), Frame(32), 2)
 next(results)
 print("ready", flush=True)
 for _ in results:
@@ -109,7 +111,7 @@ def test_a_worker_that_dies_costs_the_image_that_killed_it_and_no_other(photos: 
     tasks = [task(path) for path in photos]
     tasks.insert(2, Task(Entry("deadly", 0, 0, Deadly())))
     tasks += [task(path) for path in photos * 8]
-    seen = list(read_all(tasks, 32, 2))
+    seen = list(read_all(tasks, Frame(32), 2))
     assert len(seen) == len(tasks)
     assert {item.name for item in seen} == {"deadly", *map(str, photos)}
     bad = [item for item in seen if not isinstance(item, Decoded)]
@@ -126,7 +128,7 @@ def test_few_images_are_in_flight_however_many_there_are(photos: list[Path]):
             asked += 1
             yield task(photos[0])
 
-    results = read_all(tasks(), 32, 2)
+    results = read_all(tasks(), Frame(32), 2)
     next(results)
     assert asked <= 2 * 4 * decode.CHUNK
     results.close()

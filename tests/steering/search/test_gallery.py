@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lrm_base.frame import Frame
 from steering import Gallery, GalleryError, ImageError, QueryError, Steerer
 from steering.algebra import combine_goals
 from steering.goals import Goal
@@ -256,7 +257,7 @@ def test_palettes_count_as_content():
     pictures = [
         Image.new("RGB", (8, 8), colour).convert("P", palette=Image.Palette.ADAPTIVE) for colour in ("red", "blue")
     ]
-    seen = [read(Task(Entry("x", 0, 0, picture)), 8) for picture in pictures]
+    seen = [read(Task(Entry("x", 0, 0, picture)), Frame(8)) for picture in pictures]
     assert all(isinstance(item, Decoded) for item in seen)
     assert seen[0].sha256 != seen[1].sha256
 
