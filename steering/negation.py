@@ -34,12 +34,13 @@ _UNCLEAR = _whole(
     r"no (?:one|more|less|fewer|longer|other)|"
     r"not (?:only|just|all|every|many|much|any ?more|longer|yet|quite|always|more|less|fewer|even|so|too|very|"
     r"in|on|at|under|behind|near|next|beside|above|below|inside|with|without|no|not)|without (?:no|not)|"
-    r"(?<!that )(?<!which )(?<!who )(?:do|does|did) not"
+    r"did not|(?:do|does) not(?! (?:show|have|contain|include|wear) )"
 )
 _FREE = _whole(
     r"(?!(?:half|hands|duty|sugar|gluten|tax|toll|fat|lactose|dairy|caffeine|alcohol|salt|meat|care)-)[^\W\d]+-free"
 )
 _LEFT = _whole(r"not|neither|nor|without|except|excluding|no(?= \S)")
+_HANGING = _whole(r"(?:do|does|there is|there are)$")  # what is left where the sentence has another form
 _LEAD = r"(?:(?:there (?:is|are)|is there|are there|this is|show me|find me|find|search for|look for|i want|give me) )?"
 _EMPTY = (  # what names nothing
     r"(?:(?:an?|the|any|some|all|every) )?"
@@ -67,7 +68,8 @@ _MIDDLE = _from_start(
     r"(?:without|with no|with neither|(?:but|and) (?:is )?(?:without|with no|not|no)|having no|lacking|missing|"
     r"free of|devoid of|minus|sans|except for|except|excluding|other than|apart from|instead of|rather than|"
     + _DOES_NOT
-    + r"|(?:that|which|who) (?:is|are) not|(?:that|which|who) (?:has|have) no|no|not) (?P<unwanted>.+)$"
+    + r"|(?:in which|where) there (?:is|are) no|(?:that|which|who) (?:is|are) not|"
+    r"(?:that|which|who) (?:has|have) no|no|not) (?P<unwanted>.+)$"
 )
 _ARTICLE_ALONE = re.compile(r"^(?:an?|the|any|some|all|every)$", re.IGNORECASE)
 _NOTHING_NAMED = _from_start(rf"^{_LEAD}{_EMPTY}$")
@@ -96,7 +98,7 @@ def negated(text: str) -> tuple[str, tuple[str, ...]] | None:
         raise _refusal(text, unclear[0])
     wanted, unwanted = _taken_apart(text, masked)
     for piece in (wanted, *unwanted):
-        left = _LEFT.search(piece)
+        left = _LEFT.search(piece) or (_HANGING.search(piece) if unwanted else None)
         if left or not (piece or unwanted):
             raise _refusal(text, left[0] if left else text)
     if not unwanted:

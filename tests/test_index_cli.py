@@ -89,7 +89,7 @@ def test_what_is_not_indexed_is_told_by_its_kind(photos: Path, tmp_path: Path, c
         "left out: 1 × @eaDir (--include-all takes them)",
         "--exclude '*.jpg' left out 2 files and folders",  # the AppleDouble file, too
         "--exclude '*.gif' matched nothing",
-        f"{photos}/link: is a linked folder and was not followed; name it, too, to index it",
+        f"{photos}/link: is a linked folder and was not followed; name it each time, too, to index it",
     ):
         assert f"steer: {line}\n" in err
     assert ".txt" not in err

@@ -9,12 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import steer_cli
 from steering.commands import search
 from steering.commands.options import GALLERY_VARIABLE
+from steering.goals import Goal
 from steering.images import open_image
+from steering.search.hits import Hit, Hits
+from steering.search.odds import Prevalence
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,6 +88,39 @@ def test_that_nothing_is_sure_is_an_answer_with_an_exit_code_of_its_own(capsys):
     assert " absent " not in out
     assert steer("search", "a coffee", "--where", "width > 5000") == 1
     assert "There is no image to search for “a coffee”." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [("--threshold", "0.9"), ("--rerank", "0"), ("--where", "width > 0")])
+def test_that_a_word_is_unfamiliar_is_told_once_whatever_the_options_are(option: tuple[str, str], capsys):
+    assert steer("search", "a person", *option) == 1
+    assert capsys.readouterr().out.count("“person” is not like any thing that this network knows") == 1
+
+
+def hits_of(images: int, *alone: float, seen: Prevalence) -> Hits:
+    goal = Goal("a cat", torch.zeros(3), "diffusion")
+    hits = [
+        Hit("cat.jpg", 1, 0.5, 9, 9, "tabby", True, 1.0, chance, "present" if chance >= 0.8 else "unsure", chance)
+        for chance in alone
+    ]
+    return Hits(hits, goal, images, images, seen, 0.1)
+
+
+def test_the_answer_is_a_whole_sentence_where_no_hit_looks_like_it_alone():
+    answer = search.told(hits_of(3000, 0.79, seen=Prevalence(0.3, 0.1, 0.6, 4.0, "present")))
+    assert "\n  None of the hits below looks like it alone. In all, about 30 % of the images show it" in answer
+
+
+def test_what_shows_it_is_no_less_than_one_image():
+    unsure = search.told(hits_of(10, 0.4, seen=Prevalence(0.01, 0.0, 0.047, 0.5, "unsure")))
+    assert "If any image shows it, at most 10 % do." in unsure
+    present = search.told(hits_of(10, 0.9, seen=Prevalence(0.12, 0.01, 0.3, 9.0, "present")))
+    assert "about 12 % of the images show it (10 % to 30 %)" in present
+
+
+def test_no_bound_is_told_where_there_is_none():
+    answer = search.told(hits_of(4, 0.7, seen=Prevalence(0.4, 0.0, 1.0, 2.0, "unsure")))
+    assert "How many show it cannot be told." in answer
+    assert "100 %" not in answer
 
 
 def test_json_holds_everything_that_is_known_of_a_hit(home: Path, capsys):

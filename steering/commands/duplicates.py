@@ -64,6 +64,9 @@ def run(argv: Sequence[str]) -> int:
             raise GalleryError(str(error).replace("index images into it first", makes_one)) from None
         found = _described(store, groups(store, near=not given.exact))
         total = store.count()
+    if found and not (given.exact or store.card.side):
+        told = "no pixels are stored here, so hashes alone were compared, and flat images all agree; see --exact"
+        print(f"steer: {told}", file=sys.stderr)
     _print(found, total, place, given)
     return 0 if found else 1
 

@@ -182,7 +182,7 @@ def _notes(report: Report, parser: options.Parser) -> Iterator[str]:
     for pattern, count in report.excluded.items():
         did = f"left out {_many(count, 'file or folder', 'files and folders')}" if count else "matched nothing"
         yield f"--exclude {shlex.quote(printable(pattern))} {did}"
-    links = dict.fromkeys(report.linked, "is a linked folder and was not followed; name it, too, to index it")
+    links = dict.fromkeys(report.linked, "is a linked folder and was not followed; name it each time, too, to index it")
     yield from _first(links, MOST_NOTES)
     yield from _first(report.notes, MOST_NOTES)
     for name, count in report.forgotten.items():

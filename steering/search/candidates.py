@@ -102,11 +102,14 @@ def choose(
 
 
 def _folded(store: Store, rows: Sequence[dict[str, Any]], wanted: int) -> list[Candidate]:
-    """Rows as candidates, in their order. Copies are looked for until `wanted` candidates are different."""
-    most = 2 * wanted
+    """Rows as candidates, in their order. Copies are looked for until `wanted` candidates are different.
+
+    Where no pixels are stored, only files that are the same byte for byte are folded: all flat images share one hash.
+    """
+    near, most = store.card.side > 0, 2 * wanted
     while True:
         part = rows[:most]
-        numbers = group_numbers(store, [row["path"] for row in part])
+        numbers = group_numbers(store, [row["path"] for row in part], near=near)
         if len(set(numbers)) >= wanted or most >= len(rows):
             break
         most *= 2

@@ -616,3 +616,8 @@ def test_reading_a_cut_file_leaves_the_switches_of_pillow_alone(tmp_path: Path) 
     path.write_bytes(path.read_bytes()[:-2000])
     open_image(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_a_pil_image_of_premultiplied_grey_is_read():
+    picture = open_image(Image.new("LA", (4, 4), (0, 128)).convert("La"))
+    assert np.abs(np.asarray(picture, int) - 127).max() <= 1

@@ -48,6 +48,9 @@ KNOWN = frozenset(normal(name) for name in (*CARD["nouns"], *imagenet_names()))
         ("a cat is absent", ["a cat"]),
         ("the absence of a cat", ["a cat"]),
         ("a non-cat", ["cat"]),
+        ("an image that does not show a cat", ["a cat"]),
+        ("photos which do not contain a cat or a dog", ["a cat", "a dog"]),
+        ("a picture in which there is no dog", ["dog"]),
         ("neither a cat nor a dog", ["a cat", "a dog"]),
         ("no cats or dogs", ["cats", "dogs"]),
         ("no cat and no dog", ["cat", "dog"]),
@@ -71,6 +74,8 @@ def test_what_is_negated_at_the_front_is_the_complement(query, unwanted):
         ("animals other than dogs", "animals", ["dogs"]),
         ("any animal but a dog", "any animal", ["a dog"]),
         ("an animal that is not a dog", "an animal", ["a dog"]),
+        ("a dog that does not wear a collar", "a dog", ["a collar"]),
+        ("a street where there are no cars", "a street", ["cars"]),
         ("a dog with no leash and no collar", "a dog", ["leash", "collar"]),
         ("a cat with neither a hat nor a tie", "a cat", ["a hat", "a tie"]),
     ],
@@ -94,6 +99,9 @@ def test_what_is_negated_after_a_thing_is_taken_away_from_it(query, wanted, unwa
         "no cat and a dog",
         "no cats, only dogs",
         "a people-free beach",
+        "a dog that does not bark",
+        "I do not have a cat",
+        "a man who did not show up",
         "not",
         "a cat without",
     ],
@@ -126,6 +134,7 @@ def test_a_no_that_cannot_be_read_is_refused_with_the_form_that_can(query):
         "a hands-free phone",
         "Dr. No",
         "a without-a-doubt winner",
+        "two does",
     ],
 )
 def test_names_that_hold_a_no_are_read_as_they_stand(query):
@@ -315,6 +324,8 @@ def test_why_no_answer_is_given_is_told():
 def test_only_a_word_that_nobody_knows_is_taken_for_a_misspelling():
     assert suggestion(["coffees"], {"coffee"}, lambda _: False, 0.8) is None
     assert suggestion(["coffe"], {"coffee"}, lambda _: True, 0.8) is None
+    for possessive in ("coffee's", "coffee’s"):
+        assert suggestion([possessive], {"coffee"}, lambda _: False, 0.8) is None
     assert suggestion(["coffe"], {"coffee"}, lambda _: False, 0.8) == ("coffe", "coffee")
     assert single_words(["Egyptian cat", "jack-o'-lantern"]) == {"egyptian", "cat", "jack", "lantern"}
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steering import Gallery
+from steering import Gallery, Steerer
+from steering.commands import duplicates
 from steering.images import open_image
 from steering.search.duplicates import Eye, group_numbers
 
@@ -51,6 +52,23 @@ def test_numbers_are_those_of_the_groups_of_the_whole_gallery(mixed: tuple[Galle
         numbers = group_numbers(gallery.store, paths, near=near)
         groups = [[path for path, n in zip(paths, numbers, strict=True) if n == number] for number in set(numbers)]
         assert sorted(group for group in groups if len(group) > 1) == gallery.duplicates(near=near)
+
+
+def test_a_search_hides_no_flat_image_behind_another_where_no_pixels_are_stored(tmp_path: Path, toy: Steerer):
+    gallery = Gallery.open(tmp_path / "bare", toy, keep="nothing")
+    for colour in ("white", "black", "red"):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"{colour}.png")
+    shutil.copy(tmp_path / "red.png", tmp_path / "same.png")
+    gallery.add(list(tmp_path.glob("*.png")), workers=0)
+    assert sorted(len(hit.copies) for hit in gallery.search("a cat")) == [0, 0, 1]
+
+
+def test_that_hashes_alone_were_compared_is_told(tmp_path: Path, toy: Steerer, capsys):
+    for keep, told in (("nothing", True), ("pixels", False)):
+        gallery = Gallery.open(tmp_path / keep, toy, keep=keep)
+        gallery.add([(name, Image.new("RGB", (40, 40), "red")) for name in ("one", "two")], workers=0)
+        assert duplicates.run(["--gallery", str(tmp_path / keep)]) == 0
+        assert ("hashes alone were compared" in capsys.readouterr().err) == told
 
 
 def test_two_hundred_flat_images_are_compared_at_once():
