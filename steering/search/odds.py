@@ -9,6 +9,7 @@ as absent.
 - Whether anything shows it: the mean of L over the gallery, Σ w L / Σ w, is the Bayes factor of "one image shows it"
   against "none does". Where no image shows it, its expectation is 1, and so by Markov's inequality it exceeds x in no
   more than 1 of x galleries. Where one image shows it, it falls below x in no more than a share x of galleries.
+  Something shows it, too, if every image was looked at, and so many seem to show it that look-alikes cannot explain it.
 - How much of the gallery shows it: the EM of Saerens, Latinne & Decaestecker (2002) for a changed prior. Its interval
   comes from the Bayesian bootstrap (Rubin 1981).
 
@@ -31,8 +32,9 @@ CAUTION = 0.5  # nats; photographs show more look-alikes than the composites on 
 SPREAD = 0.75  # nats; how far that differs between goals. Chosen with `benchmarks/search_odds.py`, as are the next two
 PRESENT_FROM = 8.0  # Bayes factor from which on the gallery shows the goal; see `present_from`
 ABSENT_UP_TO = 0.02  # Bayes factor up to which it does not
+ALIKE_SHARE, ALIKE_IMAGES = 0.04, 2.0  # more than this share and so many images are no look-alikes
 RESAMPLES, TAIL = 200, 0.025  # bootstrap; the interval holds 95 %
-ALIKE = 0.982, 0.018  # probabilities of the looks that are assumed beforehand in a stratum
+SUPPOSED = 0.982, 0.018  # probabilities of the looks that are assumed beforehand in a stratum
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ def prevalence(alone: np.ndarray, weights: np.ndarray, strata: np.ndarray, *, se
         seed: number that fixes the bootstrap.
     """
     factor = float((weights * np.exp(_log_odds(alone))).sum() / weights.sum())
-    present = factor >= present_from(weights.sum())
+    share, images = float(_share(alone, weights[None], CAUTION)[0]), float(weights.sum())
+    much = not strata.any() and share >= ALIKE_SHARE + ALIKE_IMAGES / images
+    present = factor >= present_from(images) or much
     answer: Answer = "present" if present else "absent" if factor <= ABSENT_UP_TO else "unsure"
-    share = float(_share(alone, weights[None], CAUTION)[0])
     looks, several = _resampled(alone, weights, strata, np.random.default_rng(seed))
     low = np.quantile(_share(looks, several, CAUTION + SPREAD), TAIL) if answer == "present" else 0.0
     high = np.quantile(_share(looks, several, CAUTION - SPREAD), 1 - TAIL)
-    high = 1.0 if high > 1 - 1 / weights.sum() else float(high)
+    high = 1.0 if high > 1 - 1 / images else float(high)
     return Prevalence(share, min(float(low), share), max(high, share), factor, answer)
 
 
@@ -128,7 +131,7 @@ def _resampled(
             made = int((strata <= number).sum())
             extra = rng.beta(PSEUDO, made, size=(RESAMPLES, 2)) / 2
             parts = np.concatenate([parts * (1 - extra.sum(1, keepdims=True)), extra], 1)
-            looks.append(np.array(ALIKE))
+            looks.append(np.array(SUPPOSED))
         several.append(parts * weights[here].sum())
     return np.concatenate(looks), np.concatenate(several, 1)
 

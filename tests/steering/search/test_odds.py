@@ -126,3 +126,13 @@ def test_draws_speak_for_every_image_of_their_stratum():
     assert {c.stratum for c in drawn if c.row["place"] < 0} == {max(strata)}
     copies = [Candidate({"place": 0}, copies=("a",) * 9), *rest[1:40]]
     assert sum(c.weight for c in draw(copies, [], 0, 128, rng)) == 49
+
+
+def test_many_fair_looks_at_a_small_gallery_are_enough():
+    alone = np.array([0.95, 0.93, 0.93, 0.91, *[0.2] * 14])
+    found = prevalence(alone, np.ones(18), np.zeros(18, int))
+    assert found.factor < 8
+    assert found.answer == "present"
+    assert prevalence(alone[3:], np.ones(15), np.zeros(15, int)).answer == "unsure"  # one may be a look-alike
+    drawn = np.array([0] * 12 + [1] * 6)
+    assert prevalence(alone, np.ones(18), drawn).answer == "unsure"  # so much is only guessed from a few draws
