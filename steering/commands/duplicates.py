@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from steering.commands import options
-from steering.errors import GalleryError, printable
+from steering.errors import printable
 
 if TYPE_CHECKING:
     from steering.search.store import Store
@@ -55,13 +54,8 @@ def run(argv: Sequence[str]) -> int:
     place = given.gallery or options.default_gallery()
     with parser.usage_errors():
         from steering.search.duplicates import groups
-        from steering.search.store import Store
 
-        try:
-            store = Store.open(place)
-        except GalleryError as error:
-            makes_one = f"`steer index FOLDER --gallery {place}` makes one"
-            raise GalleryError(str(error).replace("index images into it first", makes_one)) from None
+        store = options.open_store(place)
         found = _described(store, groups(store, near=not given.exact))
         total = store.count()
     if found and not (given.exact or store.card.side):
@@ -94,13 +88,9 @@ def _print(found: list[list[dict[str, Any]]], total: int, place: str, given: arg
         about = {"gallery": place, "exact": given.exact, "images": total, "duplicates": more}
         print(json.dumps({**about, "groups": shown}))
     elif given.paths or given.print0:
-        sys.stdout.flush()
-        for group in shown:
-            for image in group:
-                sys.stdout.buffer.write(os.fsencode(image["path"]) + (b"\0" if given.print0 else b"\n"))
-            if given.paths:
-                sys.stdout.buffer.write(b"\n")
-        sys.stdout.buffer.flush()
+        after = [""] if given.paths else []  # an empty line after each group
+        paths = (path for group in shown for path in (*(image["path"] for image in group), *after))
+        options.write_paths(paths, nul=given.print0)
     else:
         for number, group in enumerate(shown, start=1):
             print(f"group {number:,}: {len(found[number - 1]):,} images")

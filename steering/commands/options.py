@@ -15,13 +15,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lrm_base.checks import MOST_SEED, MOST_STRENGTH
 from lrm_base.extras import install_command
 from steering import __version__
+from steering.errors import GalleryError
+
+if TYPE_CHECKING:
+    from steering.search.store import Store
 
 MOST = 1_000_000_000
 GALLERY_VARIABLE = "STEER_GALLERY"
@@ -209,6 +213,29 @@ def default_gallery() -> str:
     """Where a gallery is unless told otherwise: $STEER_GALLERY, or a folder among the user's data."""
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return os.environ.get(GALLERY_VARIABLE) or str(Path(data) / "steer" / "gallery")
+
+
+def open_store(place: str) -> Store:
+    """The tables of the gallery in a place, without a network.
+
+    Raises:
+        GalleryError: there is none; the message names the command that makes one. Or it is damaged.
+    """
+    from steering.search.store import Store
+
+    try:
+        return Store.open(place)
+    except GalleryError as error:
+        makes_one = f"`steer index FOLDER --gallery {place}` makes one"
+        raise GalleryError(str(error).replace("index images into it first", makes_one)) from None
+
+
+def write_paths(paths: Iterable[str], *, nul: bool) -> None:
+    """Write paths to stdout as the bytes that they are, a line break or a NUL after each."""
+    sys.stdout.flush()
+    for path in paths:
+        sys.stdout.buffer.write(os.fsencode(path) + (b"\0" if nul else b"\n"))
+    sys.stdout.buffer.flush()
 
 
 def plain_streams() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steering.commands import options
-from steering.errors import GalleryError, printable
+from steering.errors import printable
 
 if TYPE_CHECKING:
     from steering.goals import Goal
@@ -80,13 +80,7 @@ def run(argv: Sequence[str]) -> int:
     options.plain_streams()
     place = given.gallery or options.default_gallery()
     with parser.usage_errors():
-        from steering.search.store import Store
-
-        try:
-            Store.open(place)  # a missing gallery is reported before the network is loaded
-        except GalleryError as error:
-            makes_one = f"`steer index FOLDER --gallery {place}` makes one"
-            raise GalleryError(str(error).replace("index images into it first", makes_one)) from None
+        options.open_store(place)  # a missing gallery is reported before the network is loaded
         from steering.search.gallery import Gallery
         from steering.steerer import Steerer
 
@@ -128,12 +122,8 @@ def _sheet(gallery: Gallery, hits: Hits, goal: Goal, path: str | None, show: boo
 
 def _print(hits: Hits, given: argparse.Namespace) -> None:
     if given.paths or given.print0:
-        end = b"\0" if given.print0 else b"\n"
         here = [hit for hit in hits if not hit.gone]
-        sys.stdout.flush()
-        for hit in here:
-            sys.stdout.buffer.write(os.fsencode(hit.path) + end)
-        sys.stdout.buffer.flush()
+        options.write_paths((hit.path for hit in here), nul=given.print0)
         if len(here) < len(hits) and not given.quiet:
             print(f"steer: {_gone(len(hits) - len(here))}; left out", file=sys.stderr)
     elif given.json:

@@ -9,7 +9,7 @@ double in size, since the first stage ranks: what is far down matters less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +37,7 @@ class Candidate:
 
     row: dict[str, Any]
     copies: tuple[str, ...] = ()
-    weight: float = field(default=1.0)
+    weight: float = 1.0
     stratum: int = 0
 
     @property
@@ -90,7 +90,7 @@ def choose(
     ranked = _folded(store, rows, wanted + (DRAWN if looks else 0)) if fold else [Candidate(row) for row in rows]
     nearest, rest = ranked[:looks], ranked[looks:]
     if not looks:
-        return Candidates([], [], rest[: max(top, 1)])
+        return Candidates([], [], rest[:top])
     rng = np.random.default_rng(seed)
     deep = total - len(rows)
     far = _deep(store, direction, rows, deep, where, seed) if deep > 0 else []

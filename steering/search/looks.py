@@ -80,12 +80,11 @@ def _glances(store: Store, network: Network, rows: Sequence[dict[str, Any]]) -> 
     packed = store.first_passes(names) if store.card.first_pass else [None] * len(names)
     for part, shape in _alike([position for position, kept in enumerate(packed) if kept is not None], shapes):
         yield part, network.unpack([kept for position in part if (kept := packed[position]) is not None], shape)
-    for part, _ in _alike([position for position, kept in enumerate(packed) if kept is None], shapes):
-        pixels = dict(zip(part, _pixels(store, network, [names[position] for position in part]), strict=True))
-        shown = [(position, p) for position, p in pixels.items() if p is not None]
-        if shown:
-            inputs = network.as_input(np.stack([p for _, p in shown]))
-            yield [position for position, _ in shown], network.glance(inputs)
+    rest = [position for position, kept in enumerate(packed) if kept is None]
+    read = zip(rest, _pixels(store, network, [names[position] for position in rest]), strict=True)  # the table once
+    pixels = {position: p for position, p in read if p is not None}
+    for part, _ in _alike(list(pixels), shapes):
+        yield part, network.glance(network.as_input(np.stack([pixels[position] for position in part])))
 
 
 def _alike(positions: Sequence[int], shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], tuple[int, int]]]:

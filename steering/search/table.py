@@ -135,11 +135,10 @@ class Table:
                 picks = np.sort(rng.choice(total, min(count, total), replace=False))
                 return data.take(picks.tolist(), columns=list(columns)).to_pylist()
             names = data.scanner(columns=["path"], filter=_stored(where)).to_table()["path"]
-            picks = rng.choice(len(names), min(count, len(names)), replace=False)
-            quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names.take(picks).to_pylist())
-            if not quoted:
+            chosen = names.take(rng.choice(len(names), min(count, len(names)), replace=False)).to_pylist()
+            if not chosen:
                 return []
-            return data.scanner(columns=list(columns), filter=f"path IN ({quoted})").to_table().to_pylist()
+            return data.scanner(columns=list(columns), filter=f"path IN ({quoted(chosen)})").to_table().to_pylist()
 
     def _scanner(self, columns: Sequence[str], condition: str | None, rows: int) -> Any:
         options: dict[str, Any] = {"batch_size": rows, "batch_readahead": 1, "io_buffer_size": 32 << 20}
