@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from lrm_base.frame import Frame
 from lrm_core.efficientnet import EfficientNetLite
-from lrm_core.feedback import Connection
+from lrm_core.feedback import Connection, Feedback
+from lrm_core.matched import MatchedFeedback
+from lrm_core.model import Rule
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -129,6 +131,9 @@ class BackboneEntry:
         features: the pre-activation whose rectified mean the classifier reads; None if there is none.
         templates: the 1×1 convolution that compares positions with classes; None if there is none. See
             `lrm_core.feedback.start_at_classifier`.
+        feedback, rule: the kind of its feedback paths, and how they act; see `lrm_core.model.LRM`.
+        weights: name of its published weights in a data package (`lrm_core.efficientnet.PUBLISHED`), if it has any. A
+            model then stores only what was trained beside them.
     """
 
     build: Callable[..., nn.Module]
@@ -137,6 +142,9 @@ class BackboneEntry:
     preprocessing: Preprocessing
     features: str | None = None
     templates: str | None = None
+    feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback
+    rule: Rule = "multiply"
+    weights: str | None = None
 
 
 def _connections(*pairs: tuple[str, str]) -> tuple[Connection, ...]:
@@ -205,14 +213,19 @@ BACKBONES: dict[str, BackboneEntry] = {
         EfficientNetLite,
         _connections(  # late, so that what comes before runs once for all goals and passes
             ("fc", "bn"),
-            ("fc", "blocks.13.bn0"),
+            ("fc", "blocks.15.bn0"),
+            ("fc", "blocks.12.bn0"),
             ("fc", "blocks.10.bn0"),
             ("fc", "blocks.8.bn0"),
+            ("act", "blocks.12.bn0"),
             ("act", "blocks.8.bn0"),
         ),
         "fc",
         Preprocessing(320, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), keeps_aspect=True),
         features="bn",
+        feedback=MatchedFeedback,
+        rule="rectify",
+        weights="efficientnet_lite0",
     ),
     **{name: _resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
     "vgg11": _vgg("vgg11", "features.18", "features.16", "features.8", "features.3"),

@@ -69,7 +69,7 @@ class Feedback(nn.Module):
         `strength` replaces the learned gain: one number, or (negative, positive).
         """
         activation = torch.tanh(self.norm(source))
-        negative, positive = self.gain.unbind() if strength is None else _pair(strength)
+        negative, positive = self.gain.unbind() if strength is None else strength_pair(strength)
         activation = negative * activation.clamp(max=0) + positive * activation.clamp(min=0)
         if self.source_dims == 3:
             weight = rearrange(self.projection.weight, "out channels -> out channels 1 1")
@@ -135,7 +135,9 @@ class PublishedFeedback(nn.Module):
             activation = F.interpolate(activation, size=size, mode="bilinear", align_corners=True)
         negative, positive = self.gain.unbind()
         if strength is not None:
-            negative, positive = (gain * by for gain, by in zip((negative, positive), _pair(strength), strict=True))
+            negative, positive = (
+                gain * by for gain, by in zip((negative, positive), strength_pair(strength), strict=True)
+            )
         projected = self.projection(activation * torch.where(activation < 0, negative, positive))
         return projected if destination.ndim == 4 else rearrange(projected, "b c 1 1 -> b c")
 
@@ -202,6 +204,7 @@ def _channels(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) != 2 else shape[1]
 
 
-def _pair(strength: Strength) -> tuple[float, float]:
+def strength_pair(strength: Strength) -> tuple[float, float]:
+    """A strength as (negative, positive), checked."""
     checked = checks.strength(strength)
     return checked if isinstance(checked, tuple) else (checked, checked)

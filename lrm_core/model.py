@@ -23,7 +23,7 @@ from lrm_core.passes import State, Steer, Stem, arriving, check_goals
 
 __all__ = ["LRM", "Rule", "State", "Steer", "Stem"]
 
-Rule = Literal["multiply", "add"]
+Rule = Literal["multiply", "rectify", "add"]
 
 
 class LRM(nn.Module):
@@ -35,7 +35,9 @@ class LRM(nn.Module):
         image_size: side in pixels of a square image. The backbone runs once on such an image, to learn the shapes.
         feedback: makes a path from the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
             published weights.
-        rule: `multiply` is the publication's x + x · Σ f. `add` is x + Σ f, a control that can see what is not there.
+        rule: `multiply` is the publication's x + x · Σ f. `rectify` is x · max(0, 1 + Σ f): feedback may silence a
+            feature, but it cannot turn a negative pre-activation positive. `add` is x + Σ f, a control that can see
+            what is not there.
 
     Raises:
         ValueError: there is no connection or one is named twice; a step does not exist; a destination is not a
@@ -88,17 +90,17 @@ class LRM(nn.Module):
         """Split the steps into the stem, which no feedback reaches, and the body; note the last use of each value."""
         reached = self.graph.downstream(c.destination for c in self.connections)
         runs = [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
-        self._stem_nodes = tuple(node for node in runs if node not in reached)
+        self.stem_nodes = tuple(node for node in runs if node not in reached)
         self._body_nodes = tuple(node for node in runs if node in reached)
         body = set(self._body_nodes)
         # The stem keeps what the body reads, and the destinations before feedback.
-        self._kept = tuple(
+        self.kept_nodes = tuple(
             node
             for node in self.graph.nodes
             if node not in body and (node in self._arriving or any(user in body for user in node.users))
         )
         self._release = _last_uses(self._body_nodes, {self.graph.output})
-        self._stem_release = _last_uses(self._stem_nodes, set(self._kept))
+        self.stem_release = _last_uses(self.stem_nodes, set(self.kept_nodes))
 
     def _shapes(self, image_size: int) -> dict[str, tuple[int, ...]]:
         """Shapes, without the batch, of all sources and destinations for an image of that side."""
@@ -110,7 +112,7 @@ class LRM(nn.Module):
         try:
             with torch.no_grad():
                 values = self.graph.inputs(image)
-                for node in (*self._stem_nodes, *self._body_nodes):
+                for node in (*self.stem_nodes, *self._body_nodes):
                     values[node] = run_node(node, self.backbone, values)
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(
@@ -134,11 +136,11 @@ class LRM(nn.Module):
             images: normalised as the backbone expects them.
         """
         values = self.graph.inputs(images)
-        for node in self._stem_nodes:
+        for node in self.stem_nodes:
             values[node] = run_node(node, self.backbone, values)
-            for used in self._stem_release.get(node, ()):
+            for used in self.stem_release.get(node, ()):
                 del values[used]
-        return Stem({node: values[node] for node in self._kept})
+        return Stem({node: values[node] for node in self.kept_nodes})
 
     def step(
         self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = ()
@@ -182,13 +184,16 @@ class LRM(nn.Module):
         values: dict[fx.Node, Any] = dict(stem.values)
         activations: dict[str, Tensor] = {}
         changes: dict[str, Tensor] = {}
-        for node in (*self._kept, *self._body_nodes):
+        for node in (*self.kept_nodes, *self._body_nodes):
             if node not in stem.values:
                 values[node] = run_node(node, self.backbone, values)
             if node in self._arriving:
                 factor = self._factor(node, values[node], feedback)
                 if factor is not None:
-                    change = values[node] * factor if self.rule == "multiply" else factor.expand_as(values[node])
+                    if self.rule == "add":
+                        change = factor.expand_as(values[node])
+                    else:
+                        change = values[node] * (factor.clamp(min=-1) if self.rule == "rectify" else factor)
                     changes[self._arriving[node][0].destination] = change
                     values[node] = values[node] + change
             activations |= dict.fromkeys(names.get(node, ()), values[node])

@@ -23,6 +23,7 @@ from lrm_base.data import DataConfig, Images, augment, imagenet_names, load_imag
 from lrm_base.extras import require_packages
 from lrm_core.backbones import BackboneEntry, Preprocessing
 from lrm_core.feedback import Connection, Feedback, start_at_classifier
+from lrm_core.matched import start_codes
 from lrm_core.model import LRM, Rule
 from lrm_core.objective import GoalConfig, Objective
 from lrm_core.validate import validate
@@ -170,11 +171,12 @@ def begin_looking(model: LRM, entry: BackboneEntry, template_scale: float) -> No
     """Set untrained feedback and templates from the classifier. `first_looking_epoch` tells when to do it."""
 
     def path(destination: str | None) -> Feedback | None:
-        paths = dict(model.paths.items())
-        return paths.get(Connection(entry.output, destination or "").key)  # type: ignore[return-value]
+        found = dict(model.paths.items()).get(Connection(entry.output, destination or "").key)
+        return found if isinstance(found, Feedback) else None
 
     classifier = model.backbone.get_submodule(entry.output)
     if isinstance(classifier, nn.Linear):
+        start_codes(classifier, [model.paths[c.key] for c in model.connections if c.source == entry.output])
         templates = None if entry.templates is None else model.backbone.get_submodule(entry.templates)
         assert templates is None or isinstance(templates, nn.Conv2d)
         start_at_classifier(classifier, path(entry.features), templates, path(entry.templates), template_scale)

@@ -11,6 +11,7 @@ import torch
 from lrm_base.card import load_weights, save_weights
 from lrm_base.checks import whole_number
 from lrm_core.backbones import BackboneEntry, Preprocessing, find_backbone
+from lrm_core.efficientnet import PUBLISHED, published_weights
 from lrm_core.feedback import Connection
 from lrm_core.model import LRM, Rule
 
@@ -18,9 +19,9 @@ LICENCE = "MIT (weights trained on ImageNet images: research use)"
 
 
 def build(
-    backbone: str, num_classes: int, connections: Sequence[Connection] | None = None, rule: Rule = "multiply"
+    backbone: str, num_classes: int, connections: Sequence[Connection] | None = None, rule: Rule | None = None
 ) -> tuple[LRM, BackboneEntry]:
-    """An untrained model of a registered backbone. It has the backbone's default connections unless others are given.
+    """An untrained model of a registered backbone, with its own connections and rule unless others are given.
 
     Raises:
         ValueError: there is no such backbone, or `num_classes` is not a whole number above 0. Or `LRM` raises it.
@@ -28,7 +29,8 @@ def build(
     entry = find_backbone(backbone)
     num_classes = whole_number("num_classes", num_classes, 1)
     module = entry.build(num_classes=num_classes)
-    return LRM(module, connections or entry.connections, entry.preprocessing.size, rule=rule), entry
+    connections, rule = connections or entry.connections, rule or entry.rule
+    return LRM(module, connections, entry.preprocessing.size, feedback=entry.feedback, rule=rule), entry
 
 
 def save_model(
@@ -42,8 +44,15 @@ def save_model(
     classes: Sequence[dict[str, Any]],
     training: dict[str, Any],
     measured: dict[str, float],
+    keeps_published: bool = False,
 ) -> None:
-    """Write a model and its card, in half precision."""
+    """Write a model and its card, in half precision.
+
+    Args:
+        keeps_published: whether the backbone has the published weights that a data package holds. They are not written
+            again; the card names the package and the SHA-256 of its file.
+    """
+    published = find_backbone(backbone).weights if keeps_published else None
     card = {
         "name": name,
         "kind": "lrm",
@@ -66,8 +75,18 @@ def save_model(
         "training": training,
         "classes": list(classes),
     }
+    if published is not None:
+        card["backbone_weights"] = {"package": PUBLISHED[published].package, "sha256": PUBLISHED[published].sha256}
     tensors = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    if published is not None:
+        tensors = {key: value for key, value in tensors.items() if not _is_backbone(key)}
     save_weights(path, tensors, card, half=True)
+
+
+def load_published(model: LRM, entry: BackboneEntry) -> None:
+    """Give a backbone its published weights, where a package holds them. Raises like `published_weights`."""
+    if entry.weights is not None:
+        model.backbone.load_state_dict(published_weights(entry.weights))
 
 
 def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) -> dict[str, str]:
@@ -100,6 +119,10 @@ def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) 
     return {"name": card["name"], "sha256": card["sha256"]}
 
 
+def _is_backbone(key: str) -> bool:
+    return key.startswith("backbone.")
+
+
 def held_out_rows(card: dict[str, Any]) -> int:
     """The number of images, at the end of the training split, that training left out; 0 if the card does not say."""
     return card.get("training", {}).get("data", {}).get("num_holdout", 0)
@@ -119,13 +142,19 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LR
         )
     connections = [Connection(**pair) for pair in card["connections"]]
     with torch.random.fork_rng(devices=[]):  # building draws initial weights; the caller's generator must not notice
-        model, _ = build(card["backbone"], len(card["classes"]), connections, card.get("rule", "multiply"))
+        model, entry = build(card["backbone"], len(card["classes"]), connections, card.get("rule", "multiply"))
     wanted = model.state_dict()
     unfit = [key for key, value in tensors.items() if key in wanted and wanted[key].shape != value.shape]
     if unfit:
         raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: of another shape {unfit}")
+    published = card.get("backbone_weights", {}).get("sha256")
+    if published is not None:
+        if entry.weights is None or PUBLISHED[entry.weights].sha256 != published:
+            raise ValueError(f"{path} was trained beside other weights of {card['backbone']!r}: SHA-256 {published}")
+        load_published(model, entry)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    there = published is not None
+    missing = [key for key in missing if not (key.endswith("num_batches_tracked") or (there and _is_backbone(key)))]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: missing {missing}, unknown {unexpected}")
     given = card["preprocessing"]

@@ -21,6 +21,7 @@ from lrm_core.train import (
     train,
     validation_images,
 )
+from lrm_core.train_feedback import FeedbackTraining
 from lrm_core.weights import load_model
 from prior.captions import fill
 from prior.model import Prior
@@ -33,6 +34,7 @@ from steering.calibrate import CalibrationConfig
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 KINDS: dict[str, type[Config]] = {  # by the start of the file's name
     "alexnet_": BackboneTraining,
+    "feedback_": FeedbackTraining,
     "lrm_": BackboneTraining,
     "control_": BackboneTraining,
     "prior_": PriorTraining,
