@@ -132,12 +132,13 @@ def _give_or_call(module: str, name: str, arguments: "tuple[_Any, ...]", options
 
 
 def steerer(
-    model: str = "lrm_mini", device: str | None = None, prior: str | None = None, text: str | None = None
+    model: str | None = None, device: str | None = None, prior: str | None = None, text: str | None = None
 ) -> "_Steerer":
     """A `steering.Steerer`: `steerer.look("photo.jpg", "a dog")` looks in a photo for what you name.
 
     Args:
-        model: the name of the embedded model, the folder of a model, or the name of a published model.
+        model: the name of an embedded model, the folder of a model, or the name of a published model; if None,
+            $STEER_MODEL, or else the embedded model.
         device: `cpu`, `cuda` or another device of torch; if None, the GPU where there is one, and else the CPU.
         prior, text: as in `Steerer.load`.
 

@@ -2,8 +2,8 @@
 
 Unusual: everything heavy is imported after the arguments are understood, so that `--help` and mistakes answer at once.
 
-Exit codes: 0 done, 1 some images failed or nothing was found, 2 wrong usage, 3 a defect of this program, 130
-interrupted, 141 the reader of the output went away.
+Exit codes: 0 done, 1 some images failed or nothing was found, 2 wrong usage, 3 the network has no eyes for the words,
+70 a defect of this program, 130 interrupted, 141 the reader of the output went away.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 LOOK = "look"  # what `steer` does without the name of a command
+DEFECT = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if type(error).__name__ != "ShadowedError":  # its class may not be importable: the package may be hidden
             traceback.print_exc()
-            return 3
+            return DEFECT
         print(f"steer: {error}", file=sys.stderr)
         return 2
     except Exception:  # a defect must not look like "nothing found" or "some images failed", which are 1
         traceback.print_exc()
-        return 3
+        return DEFECT
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="labelled images, as in `steer evaluate --source`; not needed with a cache")
     parser.add_argument("--cache", type=Path, help="file (.npz) that keeps the looks")
-    parser.add_argument("--model", default="lrm_mini")
+    parser.add_argument("--model", help="see `steer --help`")
     parser.add_argument("--goals", type=int, default=40, help="classes that are searched for (default 40)")
     parser.add_argument("--repeats", type=int, default=5, help="galleries for each goal (default 5)")
     parser.add_argument("--half", choices=("report", "chosen-on"), default="report")
@@ -154,7 +154,7 @@ def tell(size: int, share: str, truth: float, found: list[Search]) -> tuple[floa
     return nothing_before, nothing, present_before, present
 
 
-def look_at_everything(source: str, model: str, count: int) -> Table:
+def look_at_everything(source: str, model: str | None, count: int) -> Table:
     """Look at every image of the validation split for `count` classes, by their names."""
     import torch
     from tqdm import tqdm

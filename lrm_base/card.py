@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ROW_SCALE = ".row_scale"  # ends the name of the scales of a tensor that is stored in 8 bits
 
 
 def sha256_of(path: str | Path) -> str:
@@ -30,11 +33,37 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
-def save_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, Any], *, half: bool = False) -> None:
+def to_eight_bits(value: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor (r, …) as whole numbers from -127 to 127, and the scale (r,) of each row."""
+    import torch
+
+    scale = value.float().flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+    return (value / _like(scale, value)).round().to(torch.int8), scale
+
+
+def from_eight_bits(value: Tensor, scale: Tensor) -> Tensor:
+    """The tensor of which `to_eight_bits` made `value` and `scale`, up to rounding."""
+    return value * _like(scale, value)
+
+
+def _like(scale: Tensor, value: Tensor) -> Tensor:
+    """A number for each row, in a shape that can be multiplied with a tensor of these rows."""
+    return scale.view(-1, *(1 for _ in value.shape[1:]))
+
+
+def save_weights(
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    card: dict[str, Any],
+    *,
+    half: bool = False,
+    eight_bits: Collection[str] = (),
+) -> None:
     """Save tensors to `path` (….safetensors), and the card with the file's hash beside it (….json).
 
     The metadata of the safetensors file hold the card too, in case the two files are separated.
-    `half=True` stores floating-point tensors as float16, in half the bytes. They are read back as float32.
+    `half=True` stores floating-point tensors as float16, in half the bytes. `eight_bits` names tensors that are stored
+    in a quarter of the bytes, with a scale for each row. Both are read back as float32.
     """
     import torch
     from safetensors.torch import save
@@ -47,6 +76,8 @@ def save_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, A
         .contiguous()
         for key, value in tensors.items()
     }
+    for key in eight_bits:
+        stored[key], stored[f"{key}{ROW_SCALE}"] = (part.cpu() for part in to_eight_bits(tensors[key].detach()))
     write_atomically(path, save(stored, metadata={"card": json.dumps(card, ensure_ascii=False)}))
     text = json.dumps({**card, "sha256": sha256_of(path)}, indent=1, ensure_ascii=False)
     write_atomically(path.with_suffix(".json"), (text + "\n").encode())
@@ -87,4 +118,6 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if card.get("sha256") != digest:
         raise ValueError(f"{path} was altered: got SHA-256 {digest}, expected {card.get('sha256')} as its card states")
     tensors = load_file(path)
+    for key in [key.removesuffix(ROW_SCALE) for key in tensors if key.endswith(ROW_SCALE)]:
+        tensors[key] = from_eight_bits(tensors[key], tensors.pop(f"{key}{ROW_SCALE}"))
     return {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}, card

@@ -7,7 +7,7 @@ a time, from an explicit generator. So a run depends on its seed and step alone,
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,15 @@ def load_images(config: DataConfig, split: Split) -> Any:
     if first <= 0:
         raise ValueError(f"num_holdout: got {config.num_holdout}, expected less than {len(data)}, the training images")
     return data.select(range(first) if split == "train" else range(first, len(data)))
+
+
+def only_rows(data: Any, wanted: Mapping[str, str]) -> Any:
+    """The rows of a data set that have certain values in its columns. Raises ValueError for an unknown column."""
+    for column, value in wanted.items():
+        if column not in data.column_names:
+            raise ValueError(f"only: got the column {column!r}; choices: {', '.join(data.column_names)}")
+        data = data.select([row for row, found in enumerate(data[column]) if found == value])
+    return data
 
 
 def imagenet_names() -> tuple[str, ...]:

@@ -20,12 +20,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lrm_base.profiles import classifier_profiles
 from lrm_core.feedback import Strength, strength_pair
 
 RANK = 48
 SOFTNESS = 0.2  # of tanh(norm(x)): a classifier's peak lies 8 standard deviations above its mean output
 CONSTANT_SCALE, KEY_SCALE = 1.0, 0.02  # standard deviations of what a new path starts with
-CODE_SCALE = 0.5
+CODE_SCALE = 0.3
 
 
 class MatchedFeedback(nn.Module):
@@ -91,16 +92,22 @@ def _everywhere(maps: Tensor, weight: Tensor) -> Tensor:
 def start_codes(classifier: nn.Linear, paths: Iterable[nn.Module], scale: float = CODE_SCALE) -> None:
     """Start the codes of goals at the classifier's singular vectors, so that classes that look alike have like codes.
 
-    Paths of other kinds, and paths that were trained, stay as they are.
+    Paths of other kinds, and paths that were trained to look for goals, stay as they are.
 
     Args:
         paths: paths from the classifier's output.
-        scale: root mean square of the code of a goal for one class.
+        scale: root mean square of the codes of goals for one class each.
     """
-    new = [path for path in paths if isinstance(path, MatchedFeedback) and not path.projection.weight.any()]
+    new = [
+        path
+        for path in paths
+        if isinstance(path, MatchedFeedback) and not (path.projection.weight.any() and path.code.weight.any())
+    ]
     if not new:
         return
+    profiles = classifier_profiles(classifier.weight)
     left, values, _ = torch.linalg.svd(classifier.weight - classifier.weight.mean(0), full_matrices=False)
     for path in new:
         directions = left[:, : len(path.code.weight)] * values[: len(path.code.weight)].sqrt()
-        path.code.weight.copy_(scale * directions.T / directions.square().mean().sqrt())
+        codes = torch.tanh(path.norm(profiles)) @ directions
+        path.code.weight.copy_(scale * directions.T / codes.square().mean().sqrt())

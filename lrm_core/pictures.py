@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrm_base.config import Config, Count, Whole
-from lrm_base.data import DataConfig, Images, augment, load_images
+from lrm_base.data import DataConfig, Images, Split, augment, load_images, only_rows
 from lrm_core.frozen import Waist
 from lrm_core.scenes import NUM_OBJECTS, random_scenes
 
@@ -32,6 +32,7 @@ class PictureConfig(Config):
 
     Attributes:
         source, num_holdout: see `lrm_base.data.DataConfig`.
+        split: the part of the data set; `holdout` are the rows that `num_holdout` leaves out of `train`.
         size: side of the stored squares, in pixels.
         share: weight of the data set when pictures are drawn.
         classes: a JSON table of the data set's labels, whose `wnid` finds the model's class; None if the labels are
@@ -43,6 +44,7 @@ class PictureConfig(Config):
 
     source: str
     num_holdout: Whole = 0
+    split: Split = "train"
     size: Count
     share: float = 1.0
     classes: str | None = None
@@ -69,8 +71,13 @@ class Pictures:
         Raises:
             ValueError: a data set does not exist, has no such column, or no picture of the classes.
         """
-        rows = {entry["wnid"]: row for row, entry in enumerate(self.classes) if "wnid" in entry}
-        return [_load(config, rows, len(self.classes)) for config in self.configs]
+        found = []
+        for config in self.configs:
+            data, labels = select(config, self.classes)
+            images = Images(data, config.size, in_memory=True)
+            assert images.pixels is not None
+            found.append((images.pixels, labels))
+        return found
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Float[Tensor, "n 3 s s"], Tensor]:
         """`count` pictures, cropped and flipped at random, in 0–1, and their labels, in random order."""
@@ -86,23 +93,19 @@ class Pictures:
         return torch.cat(pixels)[order], torch.cat(labels)[order]
 
 
-def _load(config: PictureConfig, rows: Mapping[str, int], count: int) -> tuple[Tensor, Tensor]:
-    """Squares (n, 3, size, size) uint8 and labels (n,) of one data set."""
-    data = load_images(DataConfig(source=config.source, num_holdout=config.num_holdout), "train")
-    for column, value in config.only.items():
-        if column not in data.column_names:
-            raise ValueError(f"only: got the column {column!r}; choices: {', '.join(data.column_names)}")
-        data = data.select([row for row, found in enumerate(data[column]) if found == value])
+def select(config: PictureConfig, classes: Sequence[Mapping[str, Any]]) -> tuple[Any, Tensor]:
+    """The rows of a data set (`datasets.Dataset`) that show the model's classes, and their labels (n,)."""
+    rows = {entry["wnid"]: row for row, entry in enumerate(classes) if "wnid" in entry}
+    data = load_images(DataConfig(source=config.source, num_holdout=config.num_holdout), config.split)
+    data = only_rows(data, config.only)
     labels = torch.tensor(list(data["label"]))
     if config.classes is not None:
         table = [rows.get(entry["wnid"], -1) for entry in json.loads(Path(config.classes).read_text())]
         labels = torch.tensor([*table, -1])[labels]
-    known = torch.nonzero((labels >= 0) & (labels < count))[:, 0][: config.limit]
+    known = torch.nonzero((labels >= 0) & (labels < len(classes)))[:, 0][: config.limit]
     if not len(known):
         raise ValueError(f"source: {config.source}: got no picture of the model's classes")
-    images = Images(data.select(known.tolist()), config.size, in_memory=True)
-    assert images.pixels is not None
-    return images.pixels, labels[known]
+    return data.select(known.tolist()), labels[known]
 
 
 def compose_scenes(

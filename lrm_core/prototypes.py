@@ -28,10 +28,12 @@ from tqdm import tqdm
 
 from lrm_base.card import load_weights, save_weights
 from lrm_base.checks import whole_number
+from lrm_base.profiles import estimated_outputs
 from lrm_core.backbones import Preprocessing
 from lrm_core.model import LRM
 
 Transform = Callable[[Any], Tensor]
+WORTH = 2.0  # images; so many photographs of a class tell as much as the estimate from its name in the classifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,8 @@ class Prototypes:
     Attributes:
         names: names of the M classes, in the order of their labels.
         count: (M,), number of images of each class.
-        mean, std: (passes, M, D), in logits; 0 for a class without images. The deviation divides by the count, as in
+        mean, std: (passes, M, D), in logits; 0 for a class without images, unless the card says that such classes
+            were estimated. The deviation divides by the count, as in
             the published files.
         card: facts about the model and the data.
     """
@@ -64,7 +67,7 @@ class Prototypes:
         """
         which_pass = whole_number("which_pass", which_pass, -len(self.mean), len(self.mean) - 1)
         label = self._find(name_or_index)
-        if self.count[label] == 0:
+        if self.count[label] == 0 and "estimated" not in self.card:
             raise ValueError(f"class {label}, {self.names[label]!r}, has no prototype: the data had no image of it")
         return self.mean[which_pass, label].clone()
 
@@ -85,10 +88,11 @@ class Prototypes:
         some = [by_plain[name] for name in near] or list(self.names[:5])
         raise ValueError(f"name_or_index: no class {wanted!r} among {len(self.names)}; choices: {', '.join(some)}, …")
 
-    def save(self, path: str | Path) -> None:
-        """Write a ….safetensors file and its card."""
+    def save(self, path: str | Path, *, half: bool = False) -> None:
+        """Write a ….safetensors file and its card. `half` stores the numbers in half precision."""
         tensors = {"count": self.count, "mean": self.mean, "std": self.std}
-        save_weights(path, tensors, {**self.card, "kind": "prototypes", "classes": list(self.names)})
+        card = {key: value for key, value in self.card.items() if key != "sha256"}
+        save_weights(path, tensors, {**card, "kind": "prototypes", "classes": list(self.names)}, half=half)
 
     @classmethod
     def load(cls, path: str | Path) -> Prototypes:
@@ -168,6 +172,7 @@ def compute_prototypes(
     output: str | Path | None = None,
     names: Sequence[str] | None = None,
     about: Mapping[str, Any] | None = None,
+    estimate: Float[Tensor, "m d"] | None = None,
 ) -> Prototypes:
     """Mean and deviation of a model's outputs for each class and each pass. The data is read once.
 
@@ -183,6 +188,8 @@ def compute_prototypes(
         output: a ….safetensors file for the result.
         names: names of the classes; None means those of the data set, or numbers if it has none.
         about: facts for the card.
+        estimate: the classifier, (m, d), from which classes with few images or none are estimated
+            (`lrm_base.profiles`). Images of other labels (−1) are then left out. None estimates nothing.
 
     Raises:
         ValueError: an image is no tensor, a label has no class, an output is not finite, there is no image, or
@@ -213,8 +220,12 @@ def compute_prototypes(
             module.training = mode
     if moments is None or names is None:
         raise ValueError("dataset: got no image, expected at least one")
+    mean = moments.mean.float()
+    if estimate is not None:
+        weight = estimate.float().cpu()
+        mean = torch.stack([estimated_outputs(one, moments.count, weight, WORTH) for one in mean])
     missing = [name for name, count in zip(names, moments.count.tolist(), strict=True) if count == 0]
-    if missing:
+    if missing and estimate is None:
         warnings.warn(
             f"{len(missing)} of {len(names)} classes have no image and therefore no prototype: "
             f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}",
@@ -227,7 +238,11 @@ def compute_prototypes(
         "num_images": int(moments.count.sum()),
         "statistics": "mean and standard deviation (divided by the count) of the outputs of each pass, in logits",
     }
-    prototypes = Prototypes(names, moments.count, moments.mean.float(), moments.std().float(), card)
+    if estimate is not None:
+        card["estimated"] = (
+            f"{len(missing)} classes without images, by the classifier, which counts as {WORTH:g} images"
+        )
+    prototypes = Prototypes(names, moments.count, mean, moments.std().float(), card)
     if output is not None:
         prototypes.save(output)
     return prototypes
@@ -294,7 +309,7 @@ def _plain(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from lrm_base.data import DataConfig, load_images
+    from lrm_base.data import DataConfig, load_images, only_rows
     from lrm_base.extras import require_packages
     from lrm_core.published_backbones import WEIGHTS, image_transforms, open_backbone
     from lrm_core.weights import held_out_rows
@@ -306,6 +321,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="….safetensors to write")
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--only", metavar="COLUMN=VALUE", help="only the images with this value of a column")
+    parser.add_argument(
+        "--estimate", action="store_true", help="estimate classes with few images or none from the classifier"
+    )
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args(argv)
@@ -315,6 +334,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_published = given.model in WEIGHTS  # these see the middle of the frame; ours see the whole frame squashed
         transform = image_transforms()["val_transform"] if is_published else square(preprocessing)
         data = load_images(DataConfig(source=given.source, num_holdout=held_out_rows(card)), given.split)
+        data = only_rows(data, dict([given.only.split("=", 1)]) if given.only else {})
+        classifier: Any = model.backbone.get_submodule(card["output"]) if given.estimate else None
+        if given.estimate:
+            data = data.select([row for row, label in enumerate(data["label"]) if label >= 0])
         compute_prototypes(
             model,
             data if given.limit is None else data.select(range(min(given.limit, len(data)))),
@@ -326,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             output=given.output,
             names=[entry["name"] for entry in card["classes"]],
             about={"backbone": card["name"], "backbone_sha256": card["sha256"], "split": given.split},
+            estimate=classifier.weight.detach() if given.estimate else None,
         )
     except ValueError as error:
         parser.error(str(error))

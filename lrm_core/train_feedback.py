@@ -27,13 +27,15 @@ from tqdm import tqdm
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config, Count, TrainingSeed
 from lrm_base.extras import require_packages
+from lrm_base.profiles import classifier_profiles
 from lrm_core.frozen import Waist
+from lrm_core.matched import MatchedFeedback
 from lrm_core.model import LRM, Steer, Stem
 from lrm_core.pictures import PictureConfig, Pictures, kept_scenes
 from lrm_core.train import begin_looking
+from lrm_core.trials import near_misses
 from lrm_core.weights import build, load_published, save_model, start_from
 
-NEAREST = 20  # a near miss is one of that many absent classes which the first pass gives the highest logits
 HEAD = (0.2, 0.2, 1.5)  # where the head starts: the support of what is there is below zero in most scenes
 HEAD_RATE = 10.0  # its learning rate, as a multiple of the feedback's
 
@@ -49,8 +51,9 @@ class FeedbackTraining(Config):
         scenes: how many scenes to compose and keep; None composes new ones in every step.
         scenes_folder: where they are kept, so that several runs may share them.
         init_from: a trained model whose feedback it starts from.
-        goals: whether looks have goals. Without, every look has the same constant in place of its goal: the twin that
-            learned the same scenes, which a model that looks for something must surpass.
+        goals: whether looks have goals. Without, every look has the same constant in place of its goal, and the paths
+            from the classifier end with codes of zero: whatever the goal, such a model does the same. It is the twin
+            that learned the same scenes, which a model that looks for something must surpass.
         near: share of the absent goals that are near misses.
         noise: standard deviation, in logits, of what is added to a goal.
         naming: weight of the question what is there.
@@ -79,7 +82,11 @@ class FeedbackTraining(Config):
 
 
 class Looking(nn.Module):
-    """The model, and the head that reads presence from supports, as one module. Only feedback and head learn."""
+    """The model, and the head that reads presence from supports, as one module. Only feedback and head learn.
+
+    The goals are profiles of the classifier (`lrm_base.profiles`), so no class needs a photograph. Outputs for
+    photographs, means of them and goals from words serve as goals later.
+    """
 
     profiles: Tensor
 
@@ -143,26 +150,10 @@ def choose(
     count, classes = first.shape
     chance = torch.rand(labels.shape, generator=generator).to(first).masked_fill(labels < 0, -1)
     present = labels.gather(1, chance.argmax(1, keepdim=True))[:, 0]
-    inside = torch.zeros(count, classes + 1, device=first.device).scatter_(1, labels % (classes + 1), 1.0)[:, :-1]
-    logits = first.masked_fill(inside > 0, -torch.inf)
-    pick = torch.randint(0, min(NEAREST, classes - labels.shape[1]), (count, 1), generator=generator).to(labels)
-    nearest = logits.topk(min(NEAREST, classes - labels.shape[1]), 1).indices.gather(1, pick)[:, 0]
-    noise = torch.rand(first.shape, generator=generator).to(first).masked_fill(inside > 0, -1)
+    nearest = near_misses(first, labels, generator)
+    noise = torch.rand(count, classes + 1, generator=generator).to(first).scatter(1, labels % (classes + 1), -1.0)
     is_near = (torch.rand(count, generator=generator) < near).to(first.device)
-    return present, torch.where(is_near, nearest, noise.argmax(1))
-
-
-@torch.no_grad()
-def class_profiles(classifier: nn.Linear) -> Float[Tensor, "m m"]:
-    """What the classifier says of features made from each class's own weights; the scale is that of real outputs.
-
-    Goals of training need no photographs of a class, then. Outputs for photographs, means of them and goals from words
-    serve as goals later.
-    """
-    centred = classifier.weight - classifier.weight.mean(0)
-    answers = F.relu(centred) @ centred.T
-    answers = (answers - answers.mean(1, keepdim=True)) / answers.std(1, keepdim=True)
-    return answers.sign() * answers.abs() ** 0.75
+    return present, torch.where(is_near, nearest, noise[:, :-1].argmax(1))
 
 
 def train(config: FeedbackTraining) -> Path:
@@ -180,7 +171,7 @@ def train(config: FeedbackTraining) -> Path:
     model.backbone.requires_grad_(False)
     classifier = model.backbone.get_submodule(entry.output)
     assert isinstance(classifier, nn.Linear)
-    looking = Looking(model, entry.output, class_profiles(classifier)).to(accelerator.device)
+    looking = Looking(model, entry.output, classifier_profiles(classifier.weight.detach())).to(accelerator.device)
     for path in model.paths.values():  # the norm only brings activations to a common scale
         path.norm.requires_grad_(False)
         path.gain.requires_grad_(False)
@@ -228,6 +219,11 @@ def train(config: FeedbackTraining) -> Path:
             save_checkpoint(accelerator, run / "checkpoints", step, {})
     bar.close()
     final = run / "model"
+    if not config.goals:
+        for connection in model.connections:
+            path = model.paths[connection.key]
+            if connection.source == entry.output and isinstance(path, MatchedFeedback):
+                torch.nn.init.zeros_(path.code.weight)
     if main:
         save_model(
             final / "backbone.safetensors",

@@ -95,6 +95,26 @@ def build(triplets: Triplets, pixels: Float[Tensor, "n 3 s s"], labels: Int[Tens
     return Trials(scenes, triplets.present, triplets.absent)
 
 
+NEAREST = 20  # a near miss is one of so many absent classes that an output gives the highest logits
+
+
+def near_misses(
+    output: Float[Tensor, "b m"], labels: Int[Tensor, "b k"], generator: torch.Generator
+) -> Int[Tensor, " b"]:
+    """A class for each scene that is not there but is easily taken for what is there, drawn from the likeliest.
+
+    Args:
+        output: logits of an unsteered pass.
+        labels: the classes that are there; -1 stands for none.
+    """
+    count, classes = output.shape
+    inside = torch.zeros(count, classes + 1, device=output.device)
+    inside = inside.scatter_(1, labels.to(output.device) % (classes + 1), 1.0)[:, :-1]
+    number = max(1, min(NEAREST, classes - labels.shape[1]))
+    likeliest = output.masked_fill(inside > 0, -torch.inf).topk(number, 1).indices
+    return likeliest.gather(1, torch.randint(0, number, (count, 1), generator=generator).to(likeliest))[:, 0]
+
+
 def _distinct(labels: Tensor, number: int, count: int, generator: torch.Generator) -> Int[Tensor, "c k"]:
     """`count` draws of `number` images of different classes, as rows of the data set."""
     parts: list[Tensor] = []

@@ -110,9 +110,9 @@ def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) 
     wanted = model.state_dict()
     tensors = {key: value for key, value in tensors.items() if key in wanted or not key.startswith("paths.")}
     unfit = sorted(key for key, value in tensors.items() if key not in wanted or wanted[key].shape != value.shape)
-    missing = sorted(
-        key for key in wanted.keys() - tensors.keys() if not key.startswith("paths.") and "num_batches" not in key
-    )
+    published = "backbone_weights" in card  # the new model has them already, or `load_published` gives them
+    lacking = wanted.keys() - tensors.keys() - {key for key in wanted if published and _is_backbone(key)}
+    missing = sorted(key for key in lacking if not key.startswith("paths.") and "num_batches" not in key)
     if unfit or missing:
         raise ValueError(f"{path} does not fit: got unknown keys or other shapes {unfit}, missing {missing}")
     model.load_state_dict(tensors, strict=False)

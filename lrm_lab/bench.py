@@ -25,8 +25,8 @@ from steering.steerer import Steerer
 
 NO_CONTROLS = (
     "no trained controls of {model} were found, so nothing is compared with them. They are not part of the installed "
-    "package; a checkout of the project has those of lrm_mini. To use your own, train them with configs/control_*.yaml "
-    "and keep them with: python -m lrm_lab.controls --model FOLDER NAME=RUN"
+    "package; a checkout of the project has some in lrm_lab/weights. To use your own, train them with "
+    "configs/control_*.yaml and keep them with: python -m lrm_lab.controls --model FOLDER NAME=RUN"
 )
 
 
@@ -129,8 +129,9 @@ class Bench:
         return {"controls_sha256": {name: _short_hash(path) for name, path in paths.items()}}
 
     def _parts(self) -> dict[str, str]:
-        """Hashes of the prior and of the verdicts in the model's folder. A file that is not there is left out."""
-        paths = [] if self.folder is None else [self.folder / "prior.safetensors", self.folder / "verdict.json"]
+        """Hashes of what makes goals and verdicts in the model's folder. A file that is not there is left out."""
+        names = ("prior.safetensors", "meaning.safetensors", "vocabulary.json", "verdict.json")
+        paths = [] if self.folder is None else [self.folder / name for name in names]
         return {path.stem: _short_hash(path) for path in paths if path.is_file()}
 
 

@@ -36,7 +36,7 @@ class Asked:
     """
 
     what: str = ALL
-    model: str = "lrm_mini"
+    model: str | None = None
     prior: str | None = None
     device: str | None = None
     source: str = "zh-plus/tiny-imagenet"

@@ -4,15 +4,15 @@ r"""Networks that could refute steering: the same backbone, trained the same way
 - `last_layer`: the goal scales the last features and nothing else.
 - `plain`: no feedback at all; its training steps went into seeing.
 
-The controls of an embedded model lie in `lrm_lab/weights/NAME/`. Those of a model folder of your own lie in its
-`controls/`. The installed package lacks them; a checkout of the project has them. Without controls, everything else is
-still measured.
+The controls of an embedded model lie in `lrm_lab/weights/NAME/`. NAME is the name in the model's card, so they are
+found wherever its folder lies. Those of a model folder of your own lie in its `controls/`. The installed package lacks
+them; a checkout of the project has them. Without controls, everything else is still measured.
 
 Unusual: a control's file holds only the tensors that differ from its backbone. For large tensors it holds the
 difference in 8 bits, with a scale for each output channel. This takes half the bytes of the tensor in half precision,
 and is closer to what was trained.
 
-    python -m lrm_lab.controls --model steering/models/lrm_mini additive=runs/lrm_additive/model
+    python -m lrm_lab.controls --model FOLDER additive=runs/lrm_additive/model
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrm_base.card import load_card, load_weights, save_weights
+from lrm_base.card import from_eight_bits, load_card, load_weights, save_weights, to_eight_bits
 from lrm_core.feedback import Connection
 from lrm_core.model import LRM
-from lrm_core.weights import build
+from lrm_core.weights import build, load_published
 from steering.loading import MODELS
 
 NAMES = ("additive", "last_layer", "plain")
@@ -62,10 +62,7 @@ def save_control(trained: str | Path, folder: str | Path, name: str) -> Path:
         if key not in base or (value.numel() < LARGE and not torch.equal(base[key], value)):
             differ[key] = value
         elif not torch.equal(base[key], value):
-            change = value - base[key]
-            scale = change.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
-            differ[f"{key}{SCALE}"] = scale
-            differ[key] = (change / _like(scale, change)).round().to(torch.int8)
+            differ[key], differ[f"{key}{SCALE}"] = to_eight_bits(value - base[key])
     embedded = Path(folder).resolve().parent == MODELS.resolve()
     path = (WEIGHTS / own["name"] if embedded else Path(folder) / "controls") / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,16 +73,11 @@ def save_control(trained: str | Path, folder: str | Path, name: str) -> Path:
     return path
 
 
-def _like(scale: Tensor, value: Tensor) -> Tensor:
-    """A number for each output channel, in a shape that can be multiplied with a tensor of these channels."""
-    return scale.view(-1, *(1 for _ in value.shape[1:]))
-
-
 def find_controls(folder: str | Path) -> dict[str, Path]:
     """The files of a model's controls, by name. Those that are not there are left out.
 
-    They lie in `controls/` of the model's folder, or else in `lrm_lab/weights/`. Controls there that are of another
-    backbone with the same name do not count.
+    They lie in `controls/` of the model's folder, or else in `lrm_lab/weights/`, under the name in the model's card.
+    Controls there that are of another backbone with the same name do not count.
     """
     own = load_card(Path(folder) / "backbone.safetensors")
     beside = _files(Path(folder) / "controls")
@@ -119,9 +111,12 @@ def load_controls(folder: str | Path, device: torch.device) -> dict[str, LRM]:
             )
         connections = [Connection(**pair) for pair in card["connections"]]
         with torch.random.fork_rng(devices=[]):
-            model, _ = build(card["backbone"], len(own["classes"]), connections, card["rule"])
+            model, entry = build(card["backbone"], len(own["classes"]), connections, card["rule"])
+        if "backbone_weights" in own:
+            load_published(model, entry)
+            base = model.state_dict() | base
         for key in [key.removesuffix(SCALE) for key in tensors if key.endswith(SCALE)]:
-            tensors[key] = base[key] + tensors[key] * _like(tensors.pop(f"{key}{SCALE}"), tensors[key])
+            tensors[key] = base[key] + from_eight_bits(tensors[key], tensors.pop(f"{key}{SCALE}"))
         wanted = model.state_dict()
         shared = {key: value for key, value in base.items() if key in wanted}
         missing, unknown = model.load_state_dict(shared | tensors, strict=False)

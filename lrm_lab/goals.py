@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prior.captions import with_article
-from steering.evidence import Verdict
-from steering.rollouts import class_goals
+from steering.evidence import Verdict, features
+from steering.rollouts import Unsteered, class_goals, run_steered
 from steering.steerer import Steerer
 
 
@@ -52,6 +52,17 @@ def class_familiarity(steerer: Steerer) -> Float[Tensor, " m"]:
     """How familiar the words of every class are."""
     language = steerer.language
     return language.familiarity(language.embed([with_article(name) for name in steerer.class_names]))
+
+
+@torch.no_grad()
+def chances(
+    steerer: Steerer, seen: Unsteered, goals: Float[Tensor, "b m"], familiarity: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """Probability, on the CPU, that each scene shows its own goal by words. Raises like `verdict_of`."""
+    goals, familiarity = goals.to(seen.first), familiarity.to(seen.first)
+    after = run_steered(steerer.network, seen, goals)
+    values = features(seen.first, after, seen.places, goals, familiarity)
+    return verdict_of(steerer).probability(values).cpu()
 
 
 def verdict_of(steerer: Steerer) -> Verdict:

@@ -15,6 +15,10 @@ def _no_rows(measured: dict[str, Any]) -> list[Row]:
     return []
 
 
+def _lacks_nothing(bench: Bench) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Part:
     """One question that is put to a model.
@@ -27,6 +31,8 @@ class Part:
         sections: function from these values to its texts for RESULTS.md and the page, each with its figures.
         rows: function from these values to its rows of the README's table.
         needs: the field of `Asked` without which the part is left out.
+        lacks: function that tells, in a sentence, what the model lacks for this part; an empty string if nothing. The
+            part is then left out.
         needs_verdict: whether it can be measured only where goals by words have a calibrated verdict.
         has_controls: whether its numbers depend on the trained controls.
         draws: whether it draws pictures while it is measured.
@@ -39,6 +45,7 @@ class Part:
     sections: Callable[[dict[str, Any]], list[Section]]
     rows: Callable[[dict[str, Any]], list[Row]] = _no_rows
     needs: str | None = None
+    lacks: Callable[[Bench], str] = _lacks_nothing
     needs_verdict: bool = False
     has_controls: bool = False
     draws: bool = False
@@ -52,6 +59,11 @@ class Part:
     def is_in_table(self) -> bool:
         """Whether the README's table has rows of this part."""
         return self.rows is not _no_rows
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether it can be measured on every model, with what every request gives."""
+        return self.needs is None and self.lacks is _lacks_nothing
 
     def is_possible(self, asked: Asked) -> bool:
         """Whether what it needs was given."""

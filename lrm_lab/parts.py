@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from lrm_lab import (
+    above,
+    above_report,
     brain,
     brain_report,
     composites,
@@ -18,6 +20,8 @@ from lrm_lab import (
     examples_report,
     geometry,
     geometry_report,
+    names,
+    names_report,
     photographs,
     photographs_report,
     retrieval,
@@ -26,6 +30,8 @@ from lrm_lab import (
     robustness_report,
     single,
     single_report,
+    unknown,
+    unknown_report,
     where,
     where_report,
     words,
@@ -33,6 +39,7 @@ from lrm_lab import (
 )
 from lrm_lab.bench import Bench
 from lrm_lab.commands import ALL, COMMANDS, TRIPLETS
+from lrm_lab.imagenet_words import lacks_classes, lacks_wnids, word_lists
 from lrm_lab.part import Part
 
 GEOMETRY_GOALS = ("a dog", "a bridge")
@@ -44,6 +51,37 @@ def _single(bench: Bench) -> dict[str, Any]:
 
 def _words(bench: Bench) -> dict[str, Any]:
     return words.measure(bench.steerer)
+
+
+def _lacks_classes(bench: Bench) -> str:
+    return lacks_classes(bench.network.card["classes"])
+
+
+def _lacks_wnids(bench: Bench) -> str:
+    return lacks_wnids(bench.network.card["classes"])
+
+
+def _lacks_threshold(bench: Bench) -> str:
+    why = _lacks_classes(bench)
+    if not why and bench.steerer.language.least is None:
+        why = "the model has no threshold below which words are unfamiliar"
+    return why
+
+
+def _unknown(bench: Bench) -> dict[str, Any]:
+    lists = word_lists(bench.network.card["classes"])
+    return unknown.measure(bench.steerer, lists.unknown, lists.known)
+
+
+def _names(bench: Bench) -> dict[str, Any]:
+    return names.measure(bench.steerer, *bench.single_images, bench.asked.seed)
+
+
+def _above(bench: Bench) -> dict[str, Any]:
+    words_above = word_lists(bench.network.card["classes"]).above
+    step = 5 if bench.asked.quick else 1  # each photograph is asked for every word
+    pixels, labels = bench.single_images
+    return above.measure(bench.steerer, pixels[::step], labels[::step], words_above)
 
 
 def _photographs(bench: Bench) -> dict[str, Any]:
@@ -99,6 +137,35 @@ def _encoding(bench: Bench) -> dict[str, Any]:
 PARTS = (
     Part("single", "composites", "--source DATA", _single, single_report.sections, single_report.rows),
     Part("words", "composites", "--source DATA", _words, words_report.sections, words_report.rows),
+    Part(
+        "unknown",
+        "composites",
+        "--source DATA",
+        _unknown,
+        unknown_report.sections,
+        unknown_report.rows,
+        lacks=_lacks_threshold,
+    ),
+    Part(
+        "names",
+        "composites",
+        "--source DATA",
+        _names,
+        names_report.sections,
+        names_report.rows,
+        lacks=_lacks_wnids,
+        needs_verdict=True,
+    ),
+    Part(
+        "above",
+        "composites",
+        "--source DATA",
+        _above,
+        above_report.sections,
+        above_report.rows,
+        lacks=_lacks_classes,
+        needs_verdict=True,
+    ),
     Part(
         "photographs",
         "composites",

@@ -17,7 +17,8 @@ from steering.steerer import Steerer
 def measure(steerer: Steerer, folder: str | Path, seed: int = 0) -> dict[str, Any]:
     """Balanced accuracy of present or absent. Each photograph is asked for its own class and for another one.
 
-    A probability of one half or more counts as present. The seed draws the other classes.
+    A probability of one half or more counts as present. The answer `unknown` has none, and counts as wrong. The seed
+    draws the other classes.
 
     Args:
         folder: photographs, and photos.json with the `file` and the `label` of each.
@@ -36,10 +37,8 @@ def measure(steerer: Steerer, folder: str | Path, seed: int = 0) -> dict[str, An
         other += other >= entry["label"]
         queries = [with_article(steerer.class_names[i]) for i in (entry["label"], other)]
         right, wrong = steerer.look_many(str(Path(folder) / entry["file"]), queries)
-        assert right.probability is not None
-        assert wrong.probability is not None
-        own_is_present.append(right.probability >= 0.5)
-        other_is_absent.append(wrong.probability < 0.5)
+        own_is_present.append(right.probability is not None and right.probability >= 0.5)
+        other_is_absent.append(wrong.probability is not None and wrong.probability < 0.5)
         unsure += (right.verdict == "unsure") + (wrong.verdict == "unsure")
     present, absent = (sum(values) / len(values) for values in (own_is_present, other_is_absent))
     return {

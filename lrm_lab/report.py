@@ -48,7 +48,7 @@ def table(results: dict[str, Any]) -> str:
         ValueError: a part that it needs was not measured.
     """
     parts = [part for part in PARTS if part.is_in_table]
-    missing = [part.name for part in parts if part.needs is None and part.name not in results]
+    missing = [part.name for part in parts if part.is_for_all and part.name not in results]
     if missing:
         raise ValueError(f"the table needs {', '.join(missing)}, not measured here; use `steer evaluate all`")
     rows = [row for part in parts if part.name in results for row in _complete(part.rows, part, results)]

@@ -100,7 +100,8 @@ def measure(
 ) -> tuple[dict[str, Any], Pictures]:
     """The header and every part that is possible, and the pictures that were drawn. See `evaluate` for the arguments.
 
-    Each part is kept in `output` as soon as it is measured, and stderr tells how long it took.
+    Each part is kept in `output` as soon as it is measured, and stderr tells how long it took. A part for which the
+    model lacks something is left out, and stderr tells why.
     """
     possible = [part for part in parts if part.is_possible(asked)]
     if not possible:
@@ -116,6 +117,9 @@ def measure(
     for part in possible:
         if resume and part.name in kept and not (part.draws and draw):
             continue
+        if why := part.lacks(bench):
+            print(f"{part.name}: left out, since {why}", file=sys.stderr)
+            continue
         start = time.monotonic()
         results[part.name] = part.measure(bench)
         print(f"{part.name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
@@ -125,12 +129,12 @@ def measure(
 
 
 def write_triplets_for(
-    model: str, source: str, output: str | Path, *, scenes: int = NUM_SCENES, seed: int = SEED
+    model: str | None, source: str, output: str | Path, *, scenes: int = NUM_SCENES, seed: int = SEED
 ) -> str:
     """Write which images make the composite scenes, as a CSV for `Asked.triplets`.
 
     Args:
-        model: an embedded model or a folder. The labels are its classes.
+        model: an embedded model or a folder; None for the default. The labels are its classes.
         source: labelled images; see `lrm_base.data.DataConfig`.
         scenes: number of scenes of each kind.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
@@ -92,6 +92,23 @@ def auroc(scores: Float[Tensor, " b"], outcome: Tensor) -> float:
 def unit(values: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Values in 0–1 in the same order."""
     return (values.double() - values.min()) / (values.max() - values.min()).clamp(min=1e-9)
+
+
+def auroc_interval(
+    scores: Float[Tensor, "n k"], outcome: Int[Tensor, "n k"], seed: int = 0, resamples: int = 200
+) -> list[float]:
+    """Interval of the AUROC over k questions about each of n images, with images resampled.
+
+    Args:
+        outcome: 1 where what was asked for is there, 0 where it is not. Samples that lack either are left out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(resamples):
+        rows = torch.randint(0, len(scores), (len(scores),), generator=generator)
+        if 0 < int(outcome[rows].sum()) < outcome.numel():
+            values.append(auroc(scores[rows].flatten(), outcome[rows].flatten()))
+    return interval(torch.tensor(values))
 
 
 def auroc_difference(

@@ -21,12 +21,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lrm_base.card import load_card
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.data import Images, augment, load_images, ordered_batches, training_batches
 from lrm_base.extras import require_packages
 from prior.captions import Vocabulary, fill, templates_for
-from prior.text import WEIGHTS, TextEncoder, open_folder
+from prior.text import TextEncoder, open_folder
 from prior.text_model import TextConfig, save_text_model
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ def align(config: TextConfig) -> Path:
     main = accelerator.is_main_process
     torch.manual_seed(config.seed)
 
-    card = load_card(run / "model" / WEIGHTS)
-    model = open_folder(run / "model", config.name, accelerator.device)
+    model, card = open_folder(run / "model", accelerator.device)
     if settings.patch_dropout > 0:
         from open_clip.transformer import PatchDropout
 

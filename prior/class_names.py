@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lrm_base.checks import finite_number, whole_number
 from lrm_base.checks import seed as check_seed
+from lrm_base.profiles import classifier_profiles, compress, standardise
 from prior.captions import fill
 
 Encode = Callable[[Sequence[str]], Tensor]
@@ -29,7 +30,6 @@ TEMPLATES = ("{name}", "{a}", "a photo of {a}")
 TEMPERATURE = 0.5  # of the softmax over classes, in standard deviations of a query's cosines
 SCALE = 1.1  # logits: standard deviation over the classes of a class's mean output, about 0.65 of a single output's
 SHARPNESS = 4.0  # temperature, in standard deviations, of the softmax in `name_profiles`
-COMPRESSION = 0.75  # power that lowers a profile's peak from 8 standard deviations to 5 or 6, as mean outputs have
 
 
 class ClassNamesPrior(nn.Module):
@@ -171,31 +171,9 @@ def embed_names(
     return F.normalize(total, dim=-1)
 
 
-def classifier_profiles(weight: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
-    """What a linear classifier says of features made from a class's own weights, for each class.
-
-    The features of class j are its weights minus the mean over the classes, rectified. Row j is what the classifier
-    answers to them, brought to mean 0 and standard deviation 1. The classifier should be one that reads rectified
-    features.
-    """
-    centred = weight - weight.mean(0)
-    return _compress(F.relu(centred) @ centred.T)
-
-
 def name_profiles(embeddings: Float[Tensor, "m n"]) -> Float[Tensor, "m m"]:
     """How like the name of each class is to the names of all classes, sharpened by a softmax.
 
     Each row is brought to mean 0 and standard deviation 1, as in `classifier_profiles`.
     """
-    return _compress((standardise(embeddings @ embeddings.T) / SHARPNESS).softmax(-1))
-
-
-def standardise(values: Float[Tensor, "b m"]) -> Float[Tensor, "b m"]:
-    """Each row brought to mean 0 and standard deviation 1."""
-    spread = values.std(-1, correction=0, keepdim=True).clamp(min=1e-6)
-    return (values - values.mean(-1, keepdim=True)) / spread
-
-
-def _compress(profiles: Tensor) -> Tensor:
-    shapes = standardise(profiles)
-    return standardise(shapes.sign() * shapes.abs() ** COMPRESSION)
+    return compress((standardise(embeddings @ embeddings.T) / SHARPNESS).softmax(-1))

@@ -9,6 +9,7 @@ where most of people's words fall. Held-out words never enter, in any form that 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,21 @@ def vocabulary_anchors(vocabulary: Vocabulary, encode: Encode) -> tuple[Float[Te
     nouns = vocabulary.nouns()
     embeddings = encode([fill("{a}", noun) for noun, _, _ in nouns])
     return embeddings, membership([labels for _, labels, _ in nouns], len(vocabulary.names))
+
+
+def read_held_out(path: str | Path | None) -> tuple[str, ...]:
+    """Words that must not be trained on: the keys of a JSON object, or of its object `held_out`. None gives none.
+
+    Raises:
+        ValueError: the file does not hold such an object.
+    """
+    if path is None:
+        return ()
+    given = json.loads(Path(path).read_text())
+    words = given.get("held_out", given) if isinstance(given, dict) else given
+    if not isinstance(words, dict):
+        raise ValueError(f"{path}: expected an object whose keys are words, or one with such an object `held_out`")
+    return tuple(words)
 
 
 def read_nouns(path: str | Path, vocabulary: Vocabulary, max_words: int = 3) -> list[str]:

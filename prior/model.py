@@ -44,6 +44,16 @@ class Prior(nn.Module):
         self.register_buffer("std", std)
         self.register_buffer("alphas", cosine_schedule(timesteps), persistent=False)
 
+    @property
+    def text_width(self) -> int:
+        """N, width of the text embeddings that it takes."""
+        return self.network.text_width
+
+    @property
+    def dim(self) -> int:
+        """M, width of the goals that it gives."""
+        return self.network.dim
+
     @torch.no_grad()
     def sample(
         self,

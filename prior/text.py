@@ -1,8 +1,9 @@
 """Frozen text encoders: any OpenCLIP model as a function from texts to embeddings and token encodings.
 
-The embedded encoder (`steering/models/lrm_mini/text`) is an OpenCLIP model like any other: a JSON configuration and
-safetensors. It follows CLIP (Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). Unusual: a text that is too long
-raises an error and is not cut. Padding is not computed; the text tower is causal, so this changes no number.
+A text encoder's folder is an OpenCLIP model like any other: a JSON configuration and safetensors. It follows CLIP
+(Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). The embedded one keeps its token embeddings in 8 bits
+(`compact`). Unusual: a text that is too long raises an error and is not cut. Padding is not computed; the text tower is
+causal, so this changes no number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 WEIGHTS = "text.safetensors"
+EMBEDDING = "token_embedding.weight"  # nine tenths of a small text tower
 
 
 class TextEncoder:
@@ -79,17 +81,7 @@ class TextEncoder:
 
     @classmethod
     def _load_folder(cls, folder: Path, device: str | torch.device) -> TextEncoder:
-        from lrm_base.card import load_card, sha256_of
-
-        card = load_card(folder / WEIGHTS)
-        if not (folder / WEIGHTS).is_file():
-            raise ValueError(f"no weights: expected {folder / WEIGHTS}")
-        sha256 = sha256_of(folder / WEIGHTS)
-        if card.get("sha256") != sha256:
-            raise ValueError(
-                f"{folder / WEIGHTS} was altered: got SHA-256 {sha256}, expected {card.get('sha256')} as its card says"
-            )
-        model = open_folder(folder, card["name"], device)
+        model, card = open_folder(folder, device)
         return cls(model, _tokenizer(), card["name"], card)
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "b width"]:
@@ -213,22 +205,41 @@ def run_text_tower(
     return pooled, x
 
 
-def open_folder(folder: str | Path, name: str, device: str | torch.device = "cpu") -> Any:
-    """The OpenCLIP model of a model folder with both towers, in float32. OpenCLIP itself loads it.
+def open_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Any, dict[str, Any]]:
+    """The OpenCLIP model of a model folder with both towers, in float32, and its card.
 
     Raises:
-        ValueError: the folder has no OpenCLIP configuration of this name.
+        ValueError: a file is missing or was altered, or the folder has no OpenCLIP configuration of the card's name.
     """
     import open_clip
 
+    from lrm_base.card import load_weights
+
     folder = Path(folder)
+    tensors, card = load_weights(folder / WEIGHTS)
+    name = card["name"]
     file = folder / f"{name}.json"
     if not file.is_file():
         raise ValueError(f"no OpenCLIP configuration: expected {file}")
     if open_clip.get_model_config(name) != json.loads(file.read_text()):
         open_clip.add_model_config(file)
     with torch.random.fork_rng(devices=[]), _NoRandomStart():
-        return open_clip.create_model(name, pretrained=str(folder / WEIGHTS), device=device)
+        model = open_clip.create_model(name, device=device)
+    model.load_state_dict(tensors)
+    return model, card
+
+
+def compact(folder: str | Path, output: str | Path) -> None:
+    """Copy the folder of a text encoder, with the token embeddings in 8 bits: 60 % of the bytes of half precision."""
+    from lrm_base.card import load_weights, save_weights
+
+    folder, output = Path(folder), Path(output)
+    tensors, card = load_weights(folder / WEIGHTS)
+    output.mkdir(parents=True, exist_ok=True)
+    configuration = (folder / f"{card['name']}.json").read_bytes()
+    (output / f"{card['name']}.json").write_bytes(configuration)
+    kept = {key: value for key, value in card.items() if key != "sha256"}
+    save_weights(output / WEIGHTS, tensors, kept, half=True, eight_bits=[EMBEDDING])
 
 
 def _create(name: str, pretrained: str, device: str | torch.device) -> Any:

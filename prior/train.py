@@ -6,7 +6,6 @@ command resumes an interrupted run exactly, because every pair and every noise i
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from lrm_base.config import Config, TrainingSeed
 from lrm_base.data import imagenet_names
 from lrm_base.extras import require_packages
 from prior.captions import Vocabulary, fill
-from prior.data import Pairs, Texts, build_texts, membership, read_nouns
+from prior.data import Pairs, Texts, build_texts, membership, read_held_out, read_nouns
 from prior.model import Prior
 from prior.network import PriorNetwork
 from prior.text import TextEncoder
@@ -37,7 +36,7 @@ class PriorTraining(Config):
         text_pretrained: for a name, OpenCLIP's tag or a file of weights.
         classes: a table of classes as JSON, or `imagenet` for the 1,000 names that torchvision carries.
         nouns: a `wnid<TAB>lemma, lemma` file of further nouns.
-        held_out: a JSON file whose keys are words that must not be trained on.
+        held_out: a JSON file of words that must not be trained on; see `prior.data.read_held_out`.
         timesteps: number of time steps of the diffusion.
         text_drop: how often a text is hidden.
         text_noise: length of the noise that is added to a text, whose own length is 1.
@@ -87,8 +86,7 @@ def load_vocabulary(classes: str, held_out: Iterable[str] = ()) -> Vocabulary:
 
 def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary, Texts]:
     """The vocabulary without the held-out words, and a `prior.data.Texts` of all embedded texts."""
-    held_out = json.loads(Path(config.held_out).read_text()) if config.held_out else {}
-    vocabulary = load_vocabulary(config.classes, held_out)
+    vocabulary = load_vocabulary(config.classes, read_held_out(config.held_out))
     nouns = read_nouns(config.nouns, vocabulary) if config.nouns else []
 
     def encode(texts: Sequence[str]) -> torch.Tensor:

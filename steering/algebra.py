@@ -132,9 +132,8 @@ def combine_goals(terms: Sequence[tuple[float, Goal]], name: str, notes: tuple[s
     vector = combine([weight for weight, _ in terms], torch.stack([goal.vector for _, goal in terms]))
     if notes is None:
         notes = tuple(dict.fromkeys(note for _, goal in terms for note in goal.notes))
-    unfamiliar = next((goal.unfamiliar for _, goal in terms if goal.unfamiliar), "")
     familiarity = min(goal.familiarity for _, goal in terms)
-    return Goal(name, vector, "algebra", familiarity, tuple(terms), notes, unfamiliar)
+    return Goal(name, vector, "algebra", familiarity, tuple(terms), notes)
 
 
 def combine(weights: Sequence[float], goals: Float[Tensor, "t m"]) -> Float[Tensor, " m"]:

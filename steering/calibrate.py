@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +20,49 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lrm_base.card import save_weights
+from lrm_base.card import load_card, save_weights
 from lrm_base.config import Config, TrainingSeed
-from lrm_base.data import image_tensors
 from lrm_base.extras import require_packages
+from lrm_core.pictures import PictureConfig, Pictures
+from lrm_core.prototypes import Prototypes
 from lrm_core.scenes import KINDS
-from lrm_core.trials import Trials, make_trials, top1
-from lrm_core.weights import held_out_rows
-from prior.captions import Vocabulary, with_article
-from prior.data import read_nouns, vocabulary_anchors
+from lrm_core.trials import Trials, build, draw, top1
+from prior.captions import Vocabulary
+from prior.class_names import ClassNamesPrior
+from prior.data import read_held_out, read_nouns, vocabulary_anchors
+from prior.trained import KINDS as PRIORS
+from steering.calibrate_verdicts import (
+    Examples,
+    MakeGoals,
+    Shown,
+    fit_verdict,
+    image_goals,
+    photographs,
+    word_goals,
+    wordless_goals,
+)
 from steering.calibrate_words import fit_familiarity, read_words, write_familiarity
-from steering.evidence import FEATURES, UNSTEERED, Verdict, expand, features, save_verdicts
+from steering.evidence import FEATURES, UNSTEERED, save_verdicts
+from steering.language import prior_file
 from steering.network import Defaults, Network
 from steering.rollouts import Unsteered, class_goals, run_steered, run_unsteered
 from steering.steerer import Steerer
-
-MakeGoals = Callable[[Trials, Tensor, bool], tuple[Tensor, Tensor]]
-"""(trials, classes, whether they are present) → goals (b, m) and their familiarity (b,)."""
 
 
 class CalibrationConfig(Config):
     """What to assemble, and what to choose from.
 
     Attributes:
-        backbone, prior, text: folders of the trained parts.
+        backbone, prior, text: folders of the trained parts. The prior is one of any kind (`prior.trained`).
         prototypes: a file of `lrm_core.prototypes`.
         output: the model folder to write.
-        data: labelled images; see `lrm_base.data.DataConfig`.
+        pictures: labelled images that the backbone was not trained on; see `lrm_core.pictures`.
         strengths, passes: tried together. The pair with the best J is taken, among those that keep absent goals rare.
         most_absent: share of the composites of each kind in which an absent goal may become top-1.
         most_absent_single: the same for single images.
         scenes: number of scenes of each kind.
+        near: share of the absent goals that are near misses: what the first pass takes for likeliest among all that is
+            not there.
         share_unknown: share of the absent goals that are nouns outside the vocabulary.
         share_hypernym: share of the goals that are hypernyms.
         familiar_words: the lists of words that choose which queries are unfamiliar; see `steering.calibrate_words`.
@@ -61,7 +74,7 @@ class CalibrationConfig(Config):
     text: str
     prototypes: str
     output: str
-    data: str
+    pictures: list[PictureConfig]
     classes: str
     nouns: str | None = None
     held_out: str | None = None
@@ -73,6 +86,7 @@ class CalibrationConfig(Config):
     most_absent: float = 0.08
     most_absent_single: float = 0.025
     scenes: int = 1500
+    near: float = 0.5
     share_unknown: float = 0.15
     share_hypernym: float = 0.2
     ridge: float = 1e-3
@@ -81,20 +95,25 @@ class CalibrationConfig(Config):
 
 def assemble(config: CalibrationConfig) -> Vocabulary:
     """Copy the trained parts into the model folder and write the vocabulary's embeddings."""
+    from prior.text import TextEncoder, compact
+
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "verdict.json").unlink(missing_ok=True)  # from an earlier run
-    for folder, name in ((config.backbone, "backbone"), (config.prior, "prior")):
-        for suffix in (".safetensors", ".json"):
-            shutil.copyfile(Path(folder) / f"{name}{suffix}", output / f"{name}{suffix}")
+    prior = Path(config.prior) / "prior.safetensors"
+    own = {kind: prior_file(output, kind) for kind in PRIORS}
     for suffix in (".safetensors", ".json"):
-        shutil.copyfile(Path(config.prototypes).with_suffix(suffix), output / f"prototypes{suffix}")
+        for path in own.values():
+            path.with_suffix(suffix).unlink(missing_ok=True)  # from an earlier run
+        for path, copy in (
+            (Path(config.backbone) / "backbone.safetensors", output / "backbone.safetensors"),
+            (prior, own[load_card(prior)["kind"]]),
+        ):
+            shutil.copyfile(path.with_suffix(suffix), copy.with_suffix(suffix))
+    Prototypes.load(config.prototypes).save(output / "prototypes.safetensors", half=True)
     if Path(config.text).resolve() != (output / "text").resolve():
-        shutil.copytree(config.text, output / "text", dirs_exist_ok=True)
-    held_out = json.loads(Path(config.held_out).read_text()) if config.held_out else {}
-    vocabulary = Vocabulary.load(config.classes, held_out)
-
-    from prior.text import TextEncoder
+        compact(config.text, output / "text")
+    vocabulary = Vocabulary.load(config.classes, read_held_out(config.held_out))
 
     encoder = TextEncoder.load(output / "text")
     embeddings, _ = vocabulary_anchors(vocabulary, encoder.encode)
@@ -110,7 +129,7 @@ def write_defaults(folder: Path, defaults: Defaults) -> None:
 
 
 def choose_defaults(
-    steerer: Steerer, trials: Sequence[Trials], config: CalibrationConfig
+    steerer: Steerer, trials: Iterable[Trials], config: CalibrationConfig
 ) -> tuple[Defaults, list[dict[str, Any]]]:
     """Strength and passes with the best J among those that keep absent goals rare, and the table of all of them.
 
@@ -121,17 +140,19 @@ def choose_defaults(
     """
     goals = class_goals(steerer)
     table: list[dict[str, Any]] = []
+    rates: dict[tuple[int, float], dict[str, tuple[float, float]]] = {}
+    for trial in trials:
+        unsteered = run_unsteered(steerer.network, trial.scenes.pixels)
+        for passes in config.passes:
+            network = steerer.network.with_defaults(dataclasses.replace(steerer.network.defaults, passes=passes))
+            for strength in config.strengths:
+                pair = top1_rates(network, trial, unsteered, goals, strength)
+                rates.setdefault((passes, strength), {})[trial.scenes.kind] = pair
     for passes in config.passes:
-        network = steerer.network.with_defaults(dataclasses.replace(steerer.network.defaults, passes=passes))
-        rates: dict[str, list[tuple[float, float]]] = {}
-        for trial in trials:
-            unsteered = run_unsteered(network, trial.scenes.pixels)
-            kind = trial.scenes.kind
-            rates[kind] = [top1_rates(network, trial, unsteered, goals, strength) for strength in config.strengths]
-        for index, strength in enumerate(config.strengths):
-            present = {kind: pairs[index][0] for kind, pairs in rates.items()}
-            absent = {kind: pairs[index][1] for kind, pairs in rates.items()}
-            kinds = [kind for kind in rates if kind != "single"]
+        for strength in config.strengths:
+            present = {kind: pair[0] for kind, pair in rates[passes, strength].items()}
+            absent = {kind: pair[1] for kind, pair in rates[passes, strength].items()}
+            kinds = [kind for kind in present if kind != "single"]
             j = sum(present[kind] - absent[kind] for kind in kinds) / len(kinds)
             table.append({"strength": strength, "passes": passes, "J": j, "present": present, "absent": absent})
     chosen = pick(table, config)
@@ -166,90 +187,13 @@ def top1_rates(
     return present, absent
 
 
-def word_goals(
-    steerer: Steerer, vocabulary: Vocabulary, unknown: Sequence[str], config: CalibrationConfig
-) -> MakeGoals:
-    """Goals by words: class names and hypernyms. Absent goals may also be nouns outside the vocabulary."""
-    generator = torch.Generator().manual_seed(config.seed)
-    groups = [(noun, set(labels)) for noun, labels in vocabulary.groups.items() if 2 <= len(labels) <= 40]
-
-    def make(trial: Trials, classes: Tensor, is_present: bool) -> tuple[Tensor, Tensor]:
-        queries = []
-        for label, inside in zip(classes.tolist(), map(set, trial.scenes.labels.tolist()), strict=True):
-            coin = float(torch.rand((), generator=generator))
-            fitting = [n for n, ls in groups if label in ls and (is_present or not ls & inside)]
-            pick = int(torch.randint(0, 1_000_000, (), generator=generator))
-            if not is_present and unknown and coin < config.share_unknown:
-                queries.append(unknown[pick % len(unknown)])
-            elif coin > 1 - config.share_hypernym and fitting:
-                queries.append(fitting[pick % len(fitting)])
-            else:
-                queries.append(steerer.class_names[label])
-        distinct = sorted(set(queries))
-        index = torch.tensor([distinct.index(query) for query in queries])
-        batches = [[with_article(q) for q in distinct[i : i + 200]] for i in range(0, len(distinct), 200)]
-        goals = [goal for batch in batches for goal in steerer.goals(batch)]
-        vectors = torch.stack([goal.vector for goal in goals])
-        return vectors[index], vectors.new_tensor([goal.familiarity for goal in goals])[index]
-
-    return make
-
-
-def wordless_goals(goals: Callable[[Tensor], Tensor]) -> MakeGoals:
-    """Goals that need no words. `goals` maps class indices (b,) to goal vectors (b, m)."""
-
-    def make(trial: Trials, classes: Tensor, is_present: bool) -> tuple[Tensor, Tensor]:
-        vectors = goals(classes)
-        return vectors, vectors.new_ones(len(vectors))
-
-    return make
-
-
-def image_outputs(steerer: Steerer, pixels: Tensor, labels: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-    """A function from classes (b,) to the network's unsteered outputs (b, m) for an image of each, drawn at random.
-
-    Raises:
-        ValueError: there is no image of some class.
-    """
-    outputs = run_unsteered(steerer.network, pixels).last
-    generator = torch.Generator().manual_seed(seed)
-    members = [torch.nonzero(labels == label)[:, 0] for label in range(len(steerer.class_names))]
-    empty = [name for name, rows in zip(steerer.class_names, members, strict=True) if not len(rows)]
-    if empty:
-        raise ValueError(f"no image among {len(labels)} of {len(empty)} classes: {', '.join(empty[:5])}")
-
-    def draw(classes: Tensor) -> Tensor:
-        picks = torch.rand(len(classes), generator=generator)
-        return outputs[torch.stack([members[c][int(p * len(members[c]))] for c, p in zip(classes, picks, strict=True)])]
-
-    return draw
-
-
-def verdict_examples(steerer: Steerer, trials: Sequence[Trials], make: MakeGoals) -> tuple[Tensor, Tensor, Tensor]:
-    """Over all trials: features (n, f), the features as if steering changed nothing (n, f), and answers (n,)."""
-    rows, without, answers = [], [], []
-    for trial in tqdm(trials, desc="verdict examples", disable=None):
-        unsteered = run_unsteered(steerer.network, trial.scenes.pixels)
-        for is_present, classes in ((True, trial.present), (False, trial.absent)):
-            goals, familiarity = make(trial, classes, is_present)
-            after = run_steered(steerer.network, unsteered, goals)
-            rows.append(features(unsteered.first, after, unsteered.places, goals, familiarity).cpu())
-            first, places = unsteered.first, unsteered.places
-            without.append(features(first, first, places, goals, familiarity).cpu())
-            answers.append(torch.full((len(classes),), float(is_present)))
-    return torch.cat(rows), torch.cat(without), torch.cat(answers)
-
-
-def fit_verdict(values: Tensor, answers: Tensor, ridge: float) -> Verdict:
-    """Ridge-penalised logistic regression (scikit-learn) on the expanded features."""
-    from sklearn.linear_model import LogisticRegression
-
-    mean, std = values.mean(0), values.std(0).clamp(min=1e-6)
-    design = expand((values - mean) / std)
-    fitted = LogisticRegression(C=1 / (ridge * len(answers)), fit_intercept=False, max_iter=2000).fit(
-        design.numpy(), answers.numpy()
-    )
-    return Verdict(tuple(mean.tolist()), tuple(std.tolist()), tuple(fitted.coef_[0].tolist()))
+def scenes_of(kind: str, pictures: Pictures, count: int, config: CalibrationConfig) -> Shown:
+    """Trials of one kind from all the pictures; see `lrm_core.trials`. The absent goals are drawn at random."""
+    pixels, labels = (torch.cat(parts) for parts in zip(*pictures.sets, strict=True))
+    triplets = draw(kind, labels, count, config.scenes, config.seed + KINDS.index(kind))
+    rows, within = triplets.images.unique(return_inverse=True)
+    own = dataclasses.replace(triplets, images=within)
+    return Shown(build(own, pixels[rows].float() / 255, labels[rows]), triplets.images)
 
 
 def calibrate(config: CalibrationConfig) -> None:
@@ -257,53 +201,63 @@ def calibrate(config: CalibrationConfig) -> None:
     vocabulary = assemble(config)
     folder = Path(config.output)
     steerer = Steerer.load(folder)
-    network = steerer.network
-    num_holdout = held_out_rows(network.card)
-    pixels, labels = image_tensors(config.data, "holdout", network.preprocessing.size, num_holdout)
-    count = len(steerer.class_names)
-
-    def scenes_of(part: slice) -> list[Trials]:
-        shown = pixels[part], labels[part]
-        return [make_trials(kind, *shown, count, config.scenes, config.seed + i) for i, kind in enumerate(KINDS)]
-
-    trials = scenes_of(slice(None))
-    defaults, table = choose_defaults(steerer, trials, config)
+    network, count = steerer.network, len(steerer.class_names)
+    pictures = Pictures(config.pictures, network.card["classes"])
+    defaults, table = choose_defaults(
+        steerer, (scenes_of(kind, pictures, count, config).trials for kind in KINDS), config
+    )
     write_defaults(folder, defaults)
     print(f"strength {defaults.strength}, {defaults.passes} passes")
     for row in table:
         print(json.dumps(row))
 
     steerer = Steerer.load(folder)
-    unknown: list[str] = []
-    if config.nouns:
-        nouns = read_nouns(config.nouns, vocabulary)[::40]
-        language = steerer.language
-        near = torch.cat([language.familiarity(language.embed(nouns[i : i + 500])) for i in range(0, len(nouns), 500)])
-        unknown = [noun for noun, cosine in zip(nouns, near.tolist(), strict=True) if cosine < 0.5]
-    by_name = Steerer.load(folder, prior="class-names")
+    by_name = Steerer.load(folder, prior=ClassNamesPrior.source)
+    unknown = unknown_nouns(steerer, vocabulary, config)
     prototypes = torch.stack([steerer.prototype_goal(name).vector for name in steerer.class_names])
-    evens, odds = slice(0, None, 2), slice(1, None, 2)  # a goal must not be the very image that a scene shows
-    images = image_outputs(steerer, pixels[odds], labels[odds], config.seed)
-    ways = {
-        "diffusion": (steerer, trials, word_goals(steerer, vocabulary, unknown, config)),
-        "class-names": (by_name, trials, word_goals(by_name, vocabulary, unknown, config)),
-        "prototype": (steerer, trials, wordless_goals(prototypes.__getitem__)),
-        "image": (steerer, scenes_of(evens), wordless_goals(images)),
+    words = partial(
+        word_goals,
+        vocabulary=vocabulary,
+        unknown=unknown,
+        share_unknown=config.share_unknown,
+        share_hypernym=config.share_hypernym,
+        seed=config.seed,
+    )
+    ways: dict[str, MakeGoals] = {
+        steerer.language.prior.source: words(steerer),
+        ClassNamesPrior.source: words(by_name),
+        "prototype": wordless_goals(prototypes.__getitem__),
+        "image": image_goals(steerer, pictures, config.seed),
     }
+    generator = torch.Generator().manual_seed(config.seed)
+    examples = Examples(network, ways, config.near, generator)
+    for kind in tqdm(KINDS, desc="verdict examples", disable=None):
+        examples.add(scenes_of(kind, pictures, count, config))
+    for shown in photographs(network, config.pictures, pictures):
+        examples.add(shown)
     verdicts = {}
-    for way, (model, shown, make) in ways.items():
-        values, without, answers = verdict_examples(model, shown, make)
+    for way in ways:
+        values, without, answers = examples.of(way)
         verdicts[way] = fit_verdict(values, answers, config.ridge)
         verdicts[f"{way}{UNSTEERED}"] = fit_verdict(without, answers, config.ridge)  # to compare with
-        probability = verdicts[way].probability(values)
-        right = ((probability >= 0.5) == (answers > 0.5)).float().mean()
+        right = ((verdicts[way].probability(values) >= 0.5) == (answers > 0.5)).float().mean()
         print(f"{way}: verdict on {len(answers)} trials, {right:.1%} right")
     save_verdicts(folder / "verdict.json", verdicts, network.card["sha256"])
     print(f"features: {', '.join(FEATURES)}")
     if config.familiar_words:
-        found = fit_familiarity(steerer.language, *read_words(config.familiar_words))
+        found = fit_familiarity(steerer.language, read_words(config.familiar_words))
         write_familiarity(folder, found)
         print(f"familiar words: {json.dumps(found)}")
+
+
+def unknown_nouns(steerer: Steerer, vocabulary: Vocabulary, config: CalibrationConfig) -> list[str]:
+    """Nouns that the network has no class for and that are far from all its words; they serve as absent goals."""
+    if not config.nouns or not config.share_unknown:
+        return []
+    nouns = read_nouns(config.nouns, vocabulary)[::40]
+    language = steerer.language
+    near = torch.cat([language.familiarity(language.embed(nouns[i : i + 500])) for i in range(0, len(nouns), 500)])
+    return [noun for noun, familiarity in zip(nouns, near.tolist(), strict=True) if familiarity < 0.5]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 from pathlib import Path
 
 from lrm_base.card import load_card
@@ -15,6 +16,7 @@ from steering.errors import printable
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "lrm_mini"
+MODEL_VARIABLE = "STEER_MODEL"
 PUBLISHED_MODELS = ("alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3")
 _IMAGENET = "_IMAGENET_CATEGORIES"  # the list in torchvision/models/_meta.py
 
@@ -24,28 +26,36 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in MODELS.iterdir() if (path / "backbone.json").is_file()))
 
 
-def find_model(name_or_folder: str | Path, others: tuple[str, ...] = ()) -> Path:
-    """The folder of an embedded model, or the folder itself.
+def default_model() -> str:
+    """The model unless told otherwise, by name or folder: $STEER_MODEL, or the embedded model `DEFAULT_MODEL`."""
+    return os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL
+
+
+def find_model(name_or_folder: str | Path | None = None, others: tuple[str, ...] = ()) -> Path:
+    """The folder of an embedded model, or the folder itself. None means `default_model()`.
 
     Raises:
         ValueError: there is no such model. The message lists the embedded models, and `others` that the caller takes.
+            It names $STEER_MODEL if that is where the model was named.
     """
-    for folder in (Path(name_or_folder), MODELS / str(name_or_folder)):
+    wanted = default_model() if name_or_folder is None else name_or_folder
+    for folder in (Path(wanted), MODELS / str(wanted)):
         if (folder / "backbone.json").is_file():
             return folder
+    where = f"${MODEL_VARIABLE}" if name_or_folder is None and os.environ.get(MODEL_VARIABLE) else "model"
     raise ValueError(
-        f"model: got {printable(str(name_or_folder))!r}, expected a folder with backbone.safetensors and backbone.json "
+        f"{where}: got {printable(str(wanted))!r}, expected a folder with backbone.safetensors and backbone.json "
         f"or one of {', '.join((*model_names(), *others))}"
     )
 
 
-def class_names(model: str | Path = DEFAULT_MODEL) -> tuple[str, ...]:
-    """What a model tells apart, in the order of its outputs, from its card alone.
+def class_names(model: str | Path | None = None) -> tuple[str, ...]:
+    """What a model tells apart, in the order of its outputs, from its card alone. None means `default_model()`.
 
     Raises:
         ValueError: there is no such model, or its card does not name the classes.
     """
-    if str(model) in PUBLISHED_MODELS:
+    if str(default_model() if model is None else model) in PUBLISHED_MODELS:
         return _imagenet_names()
     path = find_model(model, PUBLISHED_MODELS) / "backbone.safetensors"
     try:

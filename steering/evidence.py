@@ -24,7 +24,7 @@ from torch import Tensor
 
 UNSTEERED = " without steering"  # ends the names of verdicts that were fitted on the first pass alone, as a control
 TINY = 1e-30  # stands for a weight of zero in logarithms
-Answer = Literal["present", "absent", "unsure"]
+Answer = Literal["present", "absent", "unsure", "unknown"]  # unknown: no eyes for it; see `steering.familiarity`
 FEATURES = (
     "support before",
     "support after",

@@ -27,11 +27,13 @@ class Goal:
         terms: the goals that this one was combined from, each with its weight. A weight below zero marks what should
             not be there. Empty for a goal that was not combined.
         notes: what the network does not look at in the query, such as a colour; one sentence each.
-        unfamiliar: why no answer can be trusted, if the query is not among the words that the network can judge. Empty
-            otherwise. The verdict on an unfamiliar goal is `unsure`.
+        unfamiliar: why no answer can be given, if the query, or one of `terms`, is not among the words that the network
+            can judge. Empty otherwise. The verdict on an unfamiliar goal is `unknown`.
+        nearest: up to three known things that `unfamiliar` names, the nearest first. Empty for a familiar goal, and
+            where nothing is near, as for a foreign script.
     """
 
-    __slots__ = ("_vector", "familiarity", "name", "notes", "source", "terms", "unfamiliar")
+    __slots__ = ("_vector", "familiarity", "name", "nearest", "notes", "source", "terms", "unfamiliar")
 
     _vector: Tensor
 
@@ -41,6 +43,7 @@ class Goal:
     terms: tuple[tuple[float, Goal], ...]
     notes: tuple[str, ...]
     unfamiliar: str
+    nearest: tuple[str, ...]
 
     def __init__(
         self,
@@ -51,8 +54,9 @@ class Goal:
         terms: tuple[tuple[float, Goal], ...] = (),
         notes: tuple[str, ...] = (),
         unfamiliar: str = "",
+        nearest: tuple[str, ...] = (),
     ) -> None:
-        """Keep a copy of `vector`, (M,).
+        """Keep a copy of `vector`, (M,). A goal that is not said to be unfamiliar is so for its first unfamiliar term.
 
         Raises:
             ValueError: `vector` is not a vector of finite floating-point numbers.
@@ -62,9 +66,12 @@ class Goal:
             raise ValueError(f"vector: got {type(vector).__name__}{shape}, expected a tensor (M,) of floats")
         if not bool(vector.isfinite().all()):
             raise ValueError(f"vector: got NaN or infinity among {len(vector)} numbers, expected finite ones")
+        strange = None if unfamiliar else next((term for _, term in terms if term.unfamiliar), None)
+        if strange is not None:
+            unfamiliar, nearest = strange.unfamiliar, strange.nearest
         values = {"name": name, "source": source, "familiarity": familiarity, "terms": tuple(terms)}
-        more = {"notes": tuple(notes), "unfamiliar": unfamiliar, "_vector": vector.detach().clone()}
-        for key, value in {**values, **more}.items():
+        more = {"notes": tuple(notes), "unfamiliar": unfamiliar, "nearest": tuple(nearest)}
+        for key, value in {**values, **more, "_vector": vector.detach().clone()}.items():
             object.__setattr__(self, key, value)
 
     @property
@@ -97,6 +104,7 @@ class Goal:
             self.terms,
             self.notes,
             self.unfamiliar,
+            self.nearest,
         )
 
     def __repr__(self) -> str:

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from prior.captions import normal
 from prior.class_names import ClassNamesPrior
+from prior.meaning import MeaningPrior
 from prior.model import Prior
 from prior.text import TextEncoder
+from prior.trained import KINDS, open_prior
 from steering.errors import QueryError
-from steering.familiarity import single_words, unfamiliar
+from steering.familiarity import Unfamiliar, single_words, unfamiliar
+
+NEAREST = 3  # known things that are named where a query is unfamiliar
 
 
 @runtime_checkable
@@ -44,8 +48,10 @@ class Language:
         vocabulary: (v, n), unit length: embeddings of the names, synonyms and hypernyms of the backbone's classes. None
             where no verdict asks for them.
         known: (v,), the words of `vocabulary`, in the same order. Empty where they are not stored.
-        least: the cosine with the nearest known words below which a query is unfamiliar; see `steering.familiarity`.
-            None where it was not chosen; then no query is.
+        least: the familiarity below which a query is unfamiliar; see `steering.familiarity`. None where it was not
+            chosen; then no query is.
+        judge: a prior that tells whether words name anything that the network can see. Its answer is then the
+            familiarity of a query. None: the familiarity is the cosine with the nearest known words.
         sentences: name of a set of `prior.templates`. Each query is then read within these sentences, with the
             encodings of its tokens, as the published priors were trained. None reads the query as it stands.
     """
@@ -57,6 +63,7 @@ class Language:
     sentences: str | None = None
     known: tuple[str, ...] = ()
     least: float | None = None
+    judge: MeaningPrior | None = None
 
     def embed(self, queries: Sequence[str]) -> Float[Tensor, "q n"]:
         """Unit-length text embeddings. Raises QueryError for an empty query or one that is too long."""
@@ -64,19 +71,25 @@ class Language:
             return self.text.encode(list(queries)).to(self.device)
 
     def familiarity(self, embeddings: Float[Tensor, "q n"]) -> Float[Tensor, " q"]:
-        """Cosine of each text with the nearest words that are known; 1 where there is no vocabulary."""
+        """How likely each text names what the network can see, by the `judge`; else the cosine with the nearest words.
+
+        It is 1 where there is neither a judge nor a vocabulary.
+        """
+        if self.judge is not None:
+            return self.judge.known(embeddings)
         if self.vocabulary is None:
             return embeddings.new_ones(len(embeddings))
         return (embeddings @ self.vocabulary.T).amax(1)
 
-    def unfamiliar(self, texts: Sequence[str], embeddings: Float[Tensor, "q n"]) -> list[str]:
-        """Why no answer to each text can be trusted; empty where there is no reason. See `steering.familiarity`."""
+    def unfamiliar(self, texts: Sequence[str], embeddings: Float[Tensor, "q n"]) -> list[Unfamiliar | None]:
+        """Why no answer to each text can be given; None where there is no reason. See `steering.familiarity`."""
         if self.least is None or self.vocabulary is None or not self.known:
-            return [""] * len(texts)
-        nearest = (embeddings @ self.vocabulary.T).max(1)
+            return [None] * len(texts)
+        best = (embeddings @ self.vocabulary.T).topk(min(NEAREST, len(self.known)))
+        nearest = [[self.known[index] for index in row] for row in best.indices.tolist()]
         return [
-            unfamiliar(text, cosine, self.least, self.known[index], self._single_words, self._is_whole)
-            for text, cosine, index in zip(texts, nearest.values.tolist(), nearest.indices.tolist(), strict=True)
+            unfamiliar(text, certain, self.least, names, self._single_words, self._is_whole)
+            for text, certain, names in zip(texts, self.familiarity(embeddings).tolist(), nearest, strict=True)
         ]
 
     def names(self) -> frozenset[str]:
@@ -152,18 +165,18 @@ def by_trained_prior(
     path: Path, card: dict[str, Any], text: TextEncoder, device: torch.device, vocabulary: Tensor | None = None
 ) -> Language:
     """The language whose prior is a file of `prior.train`. Raises ValueError if that was trained for other parts."""
-    prior, trained = Prior.load(path, device)
-    widths = {prior.network.text_width, text.width} | (set() if vocabulary is None else {vocabulary.shape[1]})
+    prior, trained = open_prior(path, device)
+    widths = {prior.text_width, text.width} | (set() if vocabulary is None else {vocabulary.shape[1]})
     encoder, backbone = trained.get("text_encoder", text.name), trained.get("backbone_sha256")
     if (
         backbone != card["sha256"]
-        or prior.network.dim != len(card["classes"])
+        or prior.dim != len(card["classes"])
         or len(widths) > 1
         or encoder.partition("/")[0] != text.name.partition("/")[0]  # a file may have any name
     ):
         raise ValueError(
             f"{path}: the parts were not trained for each other: the prior speaks to a backbone of "
-            f"{prior.network.dim} classes, SHA-256 {backbone}, from texts of width {prior.network.text_width} by "
+            f"{prior.dim} classes, SHA-256 {backbone}, from texts of width {prior.text_width} by "
             f"{encoder}; got {len(card['classes'])} classes, SHA-256 {card['sha256']}, "
             f"width {text.width} by {text.name}"
         )
@@ -199,17 +212,28 @@ def folder_language(
         tensors, vocabulary_card = load_weights(folder / "vocabulary.safetensors")
         vocabulary = tensors["embeddings"].to(device)
         known = _known_words(folder / "vocabulary.json", vocabulary_card, len(vocabulary))
-    trained = any((folder / f"prior.{suffix}").is_file() for suffix in ("json", "safetensors"))
-    source = prior or (Prior.source if trained else ClassNamesPrior.source)
+    own_priors = {kind: path for kind in KINDS if _is_there(path := prior_file(folder, kind))}
+    source = prior or next(iter(own_priors), ClassNamesPrior.source)
+    if MeaningPrior.source in own_priors:
+        known["judge"] = open_prior(own_priors[MeaningPrior.source], device)[0]
     if source == ClassNamesPrior.source:
         names = [entry["name"] for entry in card["classes"]]
         language = by_class_names(encoder, names, device, outputs=outputs, classifier=classifier, vocabulary=vocabulary)
         return dataclasses.replace(language, **known)
-    path = folder / "prior.safetensors" if source == Prior.source and trained else Path(source)
+    path = own_priors.get(source, Path(source))
     if path.suffix != ".safetensors":
-        choices = [*([Prior.source] if trained else []), ClassNamesPrior.source]
+        choices = [*own_priors, ClassNamesPrior.source]
         raise ValueError(f"{folder} has no prior {source!r}; choices: {', '.join(choices)}, or a file ….safetensors")
     return dataclasses.replace(by_trained_prior(path, card, encoder, device, vocabulary), **known)
+
+
+def prior_file(folder: Path, kind: str) -> Path:
+    """Where a model folder keeps its prior of a kind. A diffusion prior has the plain name."""
+    return folder / ("prior.safetensors" if kind == Prior.source else f"{kind}.safetensors")
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_file() or path.with_suffix(".json").is_file()  # a card alone is a folder that lacks a file
 
 
 def _known_words(path: Path, card: dict[str, Any], count: int) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from lrm_core.model import LRM
 from lrm_core.prototypes import Prototypes
 from lrm_core.published_backbones import load_vision_prototypes, open_backbone
 from lrm_core.weights import load_model
-from steering.catalogue import DEFAULT_MODEL, PUBLISHED_MODELS, find_model
 from steering.catalogue import MODELS as MODELS
+from steering.catalogue import PUBLISHED_MODELS, default_model, find_model
 from steering.catalogue import model_names as model_names
 from steering.evidence import Verdict, load_verdicts
 from steering.language import Language, by_class_names, by_trained_prior, folder_language, open_text
@@ -56,7 +56,7 @@ class Parts:
 
 
 def load(
-    model: str | Path = DEFAULT_MODEL,
+    model: str | Path | None = None,
     *,
     prior: str | None = None,
     text: str | None = None,
@@ -67,8 +67,9 @@ def load(
     precision = find_precision(dtype)
     with torch.inference_mode(False):  # parameters made in inference mode would never take part in gradients
         place = find_device(device)
-        if str(model) in PUBLISHED_MODELS:
-            parts = _published(str(model), prior, text, place)
+        name = str(default_model() if model is None else model)
+        if name in PUBLISHED_MODELS:
+            parts = _published(name, prior, text, place)
         else:
             parts = _folder(find_model(model, PUBLISHED_MODELS), prior, text, place)
         return parts if precision == torch.float32 else replace(parts, network=parts.network.in_precision(precision))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lrm_base.checks import whole_number
 from steering.errors import printable, shorten
+from steering.evidence import Answer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,14 +37,17 @@ class Look:
         goal: (classes,), the logits that were asked for.
         heatmap: where the steered pass found the goal, 0 to 1, over the whole picture.
         evidence: change of the goal's support by steering, in nats (log-odds after − before).
-        verdict: `present`, `absent` or `unsure`. None where no verdict was calibrated for this way of making goals.
-        probability: calibrated probability that the goal is in the image, 0 to 1. None where there is no verdict.
+        verdict: `present`, `absent`, `unsure`, or `unknown` where the network has no eyes for the words. None where no
+            verdict was calibrated for this way of making goals.
+        probability: calibrated probability that the goal is in the image, 0 to 1. None where the verdict is None or
+            `unknown`.
         seconds: how long the look took.
-        notes: what the network did not look at in the query, why no answer can be trusted, or what was judged; one
+        notes: what the network did not look at in the query, why no answer can be given, or what was judged; one
             sentence each.
         is_complement: whether everything in the query is unwanted ("- a cat"). `goal`, `after`, `heatmap` and
             `evidence` are then about the unwanted thing, such as where the cat is; `probability` and `verdict` are
             about its absence.
+        nearest: up to three known things, the nearest to words that the network has no eyes for; see `Goal.nearest`.
     """
 
     image: str
@@ -57,11 +61,12 @@ class Look:
     goal: Float[Tensor, " classes"]
     heatmap: Float[Tensor, "rows columns"]
     evidence: float
-    verdict: Literal["present", "absent", "unsure"] | None
+    verdict: Answer | None
     probability: float | None
     seconds: float
     notes: tuple[str, ...] = ()
     is_complement: bool = False
+    nearest: tuple[str, ...] = ()
 
     def ranking(self, which: Literal["before", "after", "goal"], top: int = 5) -> Ranking:
         """The `top` likeliest classes with their softmax probabilities, best first.
@@ -83,9 +88,9 @@ class Look:
     def as_dict(self, top: int = 5) -> dict[str, Any]:
         """Plain values, ready for JSON.
 
-        Keys: image, query, model, prior, verdict, probability, evidence, goal, before, after, seconds, notes. `goal`
-        lists the classes that the query was understood as. Control characters, and bytes of a file's name that are not
-        UTF-8, are escaped.
+        Keys: image, query, model, prior, verdict, probability, evidence, goal, before, after, seconds, notes, nearest.
+        `goal` lists the classes that the query was understood as. Control characters, and bytes of a file's name that
+        are not UTF-8, are escaped.
         """
         return {
             "image": printable(self.image),
@@ -100,19 +105,19 @@ class Look:
             "after": _named(self.ranking("after", top)),
             "seconds": round(self.seconds, 4),
             "notes": [printable(note) for note in self.notes],
+            "nearest": [printable(name) for name in self.nearest],
         }
 
     def text(self, top: int = 5) -> str:
         """A few lines for a terminal: verdict, what the query was understood as, notes, rankings before → after.
 
-        A line begins with `note:` where part of the query was not looked at, or where its absence was judged.
+        A line begins with `note:` where part of the query was not looked at, where its absence was judged, or where the
+        network has no eyes for it.
         """
         goal = ", ".join(shorten(name, 28) for name, _ in self.ranking("goal", 3))
         head = f'{printable(self.image)} · "{printable(self.query)}"'
-        if self.verdict is None or self.probability is None:
-            verdict = "NOT CALIBRATED for this model and prior"
-        else:
-            verdict = f"{self.verdict.upper()}  probability {self.probability:.2f}"
+        verdict = "NOT CALIBRATED for this model and prior" if self.verdict is None else self.verdict.upper()
+        verdict += "" if self.probability is None else f"  probability {self.probability:.2f}"
         lines = [head, f"  {verdict} · evidence {self.evidence:+.2f} nats · {self.seconds * 1000:.0f} ms"]
         lines.append(f"  looked for: {goal} ({self.model}, goal by {self.prior})")
         lines += [*(f"  note: {printable(note)}" for note in self.notes), ""]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lrm_base.checks import MOST_PASSES, whole_number
+from lrm_base.checks import MOST_PASSES, finite_number, whole_number
+from lrm_base.frame import STEP
 from lrm_core import LRM, State, Steer, Stem
 from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
@@ -28,6 +29,8 @@ from lrm_core.packing import Layout
 from lrm_core.places import class_evidence
 from steering.heatmap import steering_heatmap
 from steering.images import framed
+
+DETAIL = (0.5, 4.0)  # smallest and largest factor of `Network.in_detail`
 
 if hasattr(os, "register_at_fork"):  # a forked process has lost torch's threads, and would wait for them for ever
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
@@ -80,6 +83,7 @@ class Network:
         card: the weight card, with the class names and the name of the output.
         preprocessing: size, mean and standard deviation of the pixels.
         defaults: strength and passes unless told otherwise.
+        notes: what is to be said of every look through this network; one sentence each.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Network:
     ) -> None:
         self.model, self.card, self.preprocessing = model, card, preprocessing
         self.defaults, self.device = defaults, device
+        self.notes: tuple[str, ...] = ()
 
     def with_model(self, model: LRM) -> Network:
         """This network with another model that has the same outputs, for controls and ablations. The card stays."""
@@ -95,6 +100,24 @@ class Network:
     def with_defaults(self, defaults: Defaults) -> Network:
         """The same model with other defaults."""
         return Network(self.model, self.card, self.preprocessing, defaults, self.device)
+
+    def in_detail(self, detail: float) -> Network:
+        """This network with photographs `detail` times as large, 0.5 to 4. A look then costs the square of that.
+
+        Raises:
+            ValueError: `detail` is out of range, or the network squashes what it sees to a square of one size.
+        """
+        detail = finite_number("detail", detail, *DETAIL)
+        if detail == 1:
+            return self
+        if not self.preprocessing.keeps_aspect:
+            raise ValueError(f"detail: got {detail:g}, expected 1: {self.card['name']} sees squares of one size")
+        size = max(1, round(self.preprocessing.size * detail / STEP)) * STEP
+        finer = Network(self.model, self.card, replace(self.preprocessing, size=size), self.defaults, self.device)
+        finer.notes = (
+            f"seen at {size} px instead of {self.preprocessing.size} px, for which the verdict was calibrated",
+        )
+        return finer
 
     @property
     def dtype(self) -> torch.dtype:

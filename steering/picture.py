@@ -20,9 +20,10 @@ from steering.errors import printable, shorten
 
 INK, MUTED, FAINT = "#1c1c1e", "#6e6e73", "#e5e5ea"
 BEFORE, AFTER = "#b4bac4", "#d1495b"
-VERDICT = {"present": "#1f7a4d", "absent": "#a33a3a", "unsure": "#8a6a12"}
-WHERE = {"present": "where steering found it", "absent": "not found", "unsure": "where it may be"}
-UNWANTED = {"present": "not found", "absent": "where what is unwanted was found", "unsure": "where it may be"}
+VERDICT = {"present": "#1f7a4d", "absent": "#a33a3a", "unsure": "#8a6a12", "unknown": "#5b4b8a"}
+EITHER = {"unsure": "where it may be", "unknown": "no eyes for it"}
+WHERE = {"present": "where steering found it", "absent": "not found", **EITHER}
+UNWANTED = {"present": "not found", "absent": "where what is unwanted was found", **EITHER}
 DPI = 150
 MARGIN, GAP, HEAD, CAPTION = 0.35, 0.25, 0.95, 0.28  # inches, as all lengths below
 LABELS, BARS, ROW = 2.4, 2.6, 0.46
@@ -124,8 +125,8 @@ def _head(ax: Axes, look: Drawable, inches: float) -> None:
     ax.set_axis_off()
     ax.set(xlim=(0, inches), ylim=(HEAD, 0))
     room = int(inches * 7.6)  # letters of the title's size
-    judged = look.verdict is not None and look.probability is not None
-    verdict = f"{look.verdict}, {look.probability:.0%}" if judged else "not calibrated"
+    verdict = look.verdict or "not calibrated"
+    verdict += "" if look.probability is None else f", {look.probability:.0%}"
     _write(ax, 0.0, 0.1, shorten(f"“{printable(look.query)}”", room - len(verdict) - 4), size=15, weight="bold")
     _write(ax, inches, 0.1, verdict, size=15, weight="bold", color=VERDICT.get(look.verdict or "", MUTED), ha="right")
     goal = "looked for " + ", ".join(shorten(name, 26) for name, _ in look.ranking("goal", 3))
@@ -151,15 +152,16 @@ def _image(ax: Axes, pixels: np.ndarray, caption: str) -> None:
 def overlay(look: Drawable, photo: Image.Image) -> np.ndarray:
     """The photo in dimmed grey, coloured where steering acted; (h, w, 3) in 0–1.
 
-    The colour is as strong as the goal, or what is unwanted, is believed to be there.
+    The colour is as strong as the goal, or what is unwanted, is believed to be there. Where the network has no eyes for
+    it, nothing is coloured.
     """
     low = look.heatmap.detach().float().cpu().clamp(0, 1).numpy()
     heat = np.asarray(Image.fromarray(low).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)  # (h, w)
     grey = 0.15 + 0.6 * np.asarray(photo.convert("L"), dtype=np.float32)[..., None] / 255
     colour = matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3]
-    chance = None if look.probability is None else 1 - look.probability if look.is_complement else look.probability
     sure = look.verdict in (None, "absent" if look.is_complement else "present")
-    belief = 1.0 if sure or chance is None else chance
+    chance = look.probability or 0.0
+    belief = 1.0 if sure else 0.0 if look.verdict == "unknown" else 1 - chance if look.is_complement else chance
     alpha = 0.85 * belief * heat[..., None] ** 0.8
     return grey * (1 - alpha) + colour * alpha
 

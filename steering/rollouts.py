@@ -20,7 +20,7 @@ from steering.network import Glance, Network
 if TYPE_CHECKING:
     from steering.steerer import Steerer
 
-BATCH = 250
+BATCH = 250  # images of 96 × 96 pixels; larger ones come in smaller batches
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,24 @@ class Unsteered:
     last: Tensor
 
 
-def fit(pixels: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 size size"]:
-    """Images brought to the side that a network takes. Images that have it stay as they are."""
-    if pixels.shape[-1] == size:
+def fit(pixels: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 _ _"]:
+    """Squares brought to the side that a network takes. Squares that have it, and other shapes, stay as they are."""
+    if pixels.shape[-1] == size or pixels.shape[-1] != pixels.shape[-2]:
         return pixels
     return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
 
 
-def inputs_of(network: Network, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+def inputs_of(network: Network, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 _ _"]:
     """Pixels in 0–1 as the network takes them: on its device, of its size, normalised."""
     return network.preprocessing.normalise(fit(pixels, network.preprocessing.size).to(network.device))
 
 
 @torch.no_grad()
-def run_unsteered(network: Network, pixels: Float[Tensor, "b 3 h w"], batch: int = BATCH) -> Unsteered:
-    """All passes without a goal over pixels in 0–1."""
+def run_unsteered(network: Network, pixels: Float[Tensor, "b 3 h w"], batch: int | None = None) -> Unsteered:
+    """All passes without a goal over pixels in 0–1. Batches have `batch` images, or a number that fits their size."""
     glances, last = [], []
-    for part in pixels.split(batch):
+    height, width = fit(pixels[:1], network.preprocessing.size).shape[-2:]
+    for part in pixels.split(batch or max(1, BATCH * 96 * 96 // (height * width))):
         glance = network.glance(inputs_of(network, part))
         glances.append(glance)
         last.append(network.unsteered(glance)[-1])

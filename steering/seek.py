@@ -6,7 +6,7 @@ probabilities are multiplied as if the terms were independent: what is wanted is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from steering.network import Glance, Network
 Verdicts = Mapping[str, Verdict]
 """A fitted verdict for each way of making goals, by `Goal.source`."""
 
-TURNED: dict[Answer, Answer] = {"present": "absent", "absent": "present", "unsure": "unsure"}
+TURNED: dict[Answer, Answer] = {"present": "absent", "absent": "present"}  # all others stay
 
 
 @dataclass(frozen=True)
@@ -94,19 +94,30 @@ def probability(
 
 
 def answer(verdicts: Verdicts, goal: Goal, chance: float | None) -> Answer | None:
-    """`present`, `absent` or `unsure` for a probability of `seek`; None without one.
+    """What a probability of `seek` means: `present`, `absent`, `unsure` or `unknown`; None without one.
 
     The answer for a complement ("- a cat") is the answer for what is unwanted, turned round: `present` where the cat is
-    absent, `absent` where it is present. A goal that is unfamiliar, or has an unfamiliar term, is `unsure`.
+    absent, `absent` where it is present. The answer for an unfamiliar goal is `unknown`, whatever the probability is.
     """
+    if is_unknown(verdicts, goal):
+        return "unknown"
     if chance is None:
         return None
-    turned, unfamiliar = goal.is_complement, bool(goal.unfamiliar)
-    while goal.terms:
-        unfamiliar = unfamiliar or any(term.unfamiliar for _, term in goal.terms)
-        goal = goal.terms[0][1]
-    if unfamiliar:
-        return "unsure"
-    if not turned:
-        return verdicts[goal.source].answer(chance)
-    return TURNED[verdicts[goal.source].answer(round(1 - chance, 9))]  # 1 − 0.7 is 0.30000000000000004
+    verdict = verdicts[next(_parts(goal)).source]
+    if not goal.is_complement:
+        return verdict.answer(chance)
+    plain = verdict.answer(round(1 - chance, 9))  # 1 − 0.7 is 0.30000000000000004
+    return TURNED.get(plain, plain)
+
+
+def is_unknown(verdicts: Verdicts, goal: Goal) -> bool:
+    """Whether the answer is `unknown` for any image: the goal is unfamiliar, and a verdict was calibrated for it."""
+    return bool(goal.unfamiliar) and all(part.source in verdicts for part in _parts(goal))
+
+
+def _parts(goal: Goal) -> Iterator[Goal]:
+    """The goals without terms that a goal was combined from; itself if it has no terms."""
+    if not goal.terms:
+        yield goal
+    for _, term in goal.terms:
+        yield from _parts(term)

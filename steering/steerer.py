@@ -23,7 +23,7 @@ from steering.goals import Goal
 from steering.images import image_name, open_image
 from steering.look import Look
 from steering.network import Network
-from steering.seek import answer, probability
+from steering.seek import answer, is_unknown, probability
 from steering.words import Reading, notes, read
 
 if TYPE_CHECKING:
@@ -79,12 +79,13 @@ class Steerer:
     @classmethod
     def load(
         cls,
-        model: str | Path = loading.DEFAULT_MODEL,
+        model: str | Path | None = None,
         *,
         prior: str | None = None,
         text: str | None = None,
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
+        detail: float = 1.0,
     ) -> Steerer:
         """Load an embedded model by name, a folder in the same format, or a published model.
 
@@ -92,6 +93,7 @@ class Steerer:
         they are first needed.
 
         Args:
+            model: a name or a folder. The default is $STEER_MODEL, or the embedded model `catalogue.DEFAULT_MODEL`.
             prior: what turns words into goals: `class-names`, which needs no training, or a file of `prior.train`. The
                 default is the prior that was trained for this network and text encoder, where there is one.
             text: the text encoder of a published model, or of a folder that holds a backbone alone: `NAME:TAG` or
@@ -99,13 +101,14 @@ class Steerer:
             device: such as `cpu` or `cuda:1`. The default is the best that there is.
             dtype: the numbers that the network computes with: `float32` (the default), `bfloat16` or `float16`. Goals,
                 outputs and verdicts are float32 all the same.
+            detail: factor, 0.5 to 4, of the size in which photographs are seen; see `Network.in_detail`.
 
         Raises:
-            ValueError: there is no such model, prior, device or dtype; the device cannot compute with these numbers; a
-                file is missing or was altered; or the parts were not trained for each other.
+            ValueError: there is no such model, prior, device, dtype or detail; the device cannot compute with these
+                numbers; a file is missing or was altered; or the parts were not trained for each other.
         """
         parts = loading.load(model, prior=prior, text=text, device=device, dtype=dtype)
-        return cls(parts.network, parts.language, parts.verdicts, parts.prototypes)
+        return cls(parts.network.in_detail(detail), parts.language, parts.verdicts, parts.prototypes)
 
     def with_network(self, network: Network, verdicts: Mapping[str, Verdict] | None = None) -> Steerer:
         """The same language with another network that has the same outputs. Without `verdicts` the result has none."""
@@ -243,7 +246,8 @@ class Steerer:
             passes: number of passes in all, at least 2. The model's default if None.
             seed: number that fixes the prior's samples.
 
-        A look has a verdict where one was calibrated for goals that were made in this way. Otherwise it is None.
+        A look has a verdict where one was calibrated for goals that were made in this way. Otherwise it is None. The
+        verdict on words that the network cannot judge is `unknown`, without a probability.
 
         Raises:
             ImageError: the image cannot be read. QueryError: a query cannot be understood. ValueError: a strength,
@@ -281,10 +285,11 @@ class Steerer:
                 heatmap=heatmaps[index],
                 evidence=evidence[index],
                 verdict=answer(self.verdicts, goal, numbers[index]),
-                probability=numbers[index],
+                probability=None if is_unknown(self.verdicts, goal) else numbers[index],
                 seconds=seconds,
-                notes=(*goal.notes, goal.unfamiliar) if goal.unfamiliar else goal.notes,
+                notes=tuple(note for note in (*network.notes, *goal.notes, goal.unfamiliar) if note),
                 is_complement=goal.is_complement,
+                nearest=goal.nearest,
             )
             for index, goal in enumerate(goals)
         ]
@@ -303,11 +308,19 @@ class Steerer:
         readings = [read(text, self._names) for text in words]
         texts = [reading.text for reading in readings]
         embeddings = language.embed(texts)
-        familiarity, unfamiliar = language.familiarity(embeddings).tolist(), language.unfamiliar(texts, embeddings)
+        familiarity, strange = language.familiarity(embeddings).tolist(), language.unfamiliar(texts, embeddings)
         vectors = language.goals(texts, seed=seed, num_samples=num_samples, steps=steps)
         return [
-            Goal(text, vectors[i], language.prior.source, familiarity[i], (), notes([readings[i]]), unfamiliar[i])
-            for i, text in enumerate(words)
+            Goal(
+                text,
+                vectors[i],
+                language.prior.source,
+                familiarity[i],
+                notes=notes([readings[i]]),
+                unfamiliar=why.reason if why else "",
+                nearest=why.nearest if why else (),
+            )
+            for i, (text, why) in enumerate(zip(words, strange, strict=True))
         ]
 
     def _names(self) -> frozenset[str]:

@@ -120,7 +120,7 @@ def notes(readings: Sequence[Reading]) -> tuple[str, ...]:
     if ignored:
         is_not = "is not" if len(ignored) == 1 else "are not"
         told.append(
-            f"{_listed(ignored)} {is_not} looked at: this network tells kinds of things apart, not colours, numbers, "
+            f"{listed(ignored)} {is_not} looked at: this network tells kinds of things apart, not colours, numbers, "
             "sizes or places"
         )
     relations = [reading.relation for reading in readings if reading.relation]
@@ -132,10 +132,11 @@ def notes(readings: Sequence[Reading]) -> tuple[str, ...]:
 def judged(unwanted: Sequence[str]) -> str:
     """What is judged where everything in the query is unwanted."""
     is_absent = "is absent" if len(unwanted) == 1 else "are absent"
-    return f"judged: that {_listed(unwanted)} {is_absent}; the heatmap shows where it may be"
+    return f"judged: that {listed(unwanted)} {is_absent}; the heatmap shows where it may be"
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """At least one word, quoted: “a”, “b” and “c”."""
     quoted = [f"“{word}”" for word in words]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 

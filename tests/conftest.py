@@ -1,4 +1,8 @@
-"""What all tests share: one thread each, no display, no downloads, `../shared`, a toy model and the embedded one."""
+"""What all tests share: one thread each, no display, no downloads, `../shared`, a toy model and the mini model.
+
+The mini model, trained and small, is the default of all tests, whatever users get by default. Tests of what users get
+ask for `shipped_default` or `shipped_steerer`.
+"""
 
 import json
 import os
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from steering import Steerer
 
 ROOT = Path(__file__).resolve().parent.parent
+MINI = ROOT / "steering" / "models" / "lrm_mini"
+os.environ["STEER_MODEL"] = str(MINI)  # of subprocesses, too
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +66,34 @@ def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def steerer() -> "Steerer":
-    """The embedded model on the CPU, as a user loads it."""
+    """The mini model on the CPU, as a user loads a folder."""
     from steering import Steerer
 
-    return Steerer.load(device="cpu")
+    return Steerer.load(MINI, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mini_folder() -> Path:
+    """The folder of the mini model."""
+    return MINI
+
+
+@pytest.fixture
+def shipped_default(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the model that users get. Meanwhile it is the default, in subprocesses too."""
+    from steering.catalogue import DEFAULT_MODEL, MODEL_VARIABLE, find_model
+
+    monkeypatch.delenv(MODEL_VARIABLE)
+    return find_model(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def shipped_steerer() -> "Steerer":
+    """The model that users get, on the CPU, for tests of what it answers."""
+    from steering import Steerer
+    from steering.catalogue import DEFAULT_MODEL
+
+    return Steerer.load(DEFAULT_MODEL, device="cpu")
 
 
 NAMES = ("cat", "beagle", "lemon", "teapot", "bridge", "sweater")

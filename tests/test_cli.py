@@ -14,11 +14,12 @@ from PIL import Image
 
 import steer_cli
 import steering
+from steering.catalogue import DEFAULT_MODEL, MODEL_VARIABLE
 from steering.commands import COMMANDS
 from steering.images import open_image
 
 KEYS = ["image", "query", "model", "prior", "verdict", "probability", "evidence"]
-KEYS += ["goal", "before", "after", "seconds", "notes"]
+KEYS += ["goal", "before", "after", "seconds", "notes", "nearest"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -92,6 +93,23 @@ def test_goals_need_no_words(capsys: pytest.CaptureFixture[str], photo: Path) ->
     assert all(a["verdict"] in ("present", "absent", "unsure") for a in answers)
 
 
+def test_the_only_query_being_unknown_has_an_exit_code_of_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert steer("--json", "-q", "a person", "sample:cat", "sample:coffee", "-o", tmp_path) == 3
+    answers = objects(capsys.readouterr().out)
+    assert [(a["verdict"], a["probability"], len(a["nearest"])) for a in answers] == [("unknown", None, 3)] * 2
+    assert all(Path(a["picture"]).is_file() for a in answers)
+    assert steer("-q", "a cat - a person", "sample:cat") == 3
+    out, err = capsys.readouterr()
+    assert "  UNKNOWN · evidence" in out
+    assert "; the nearest are “" in out
+    assert err == ""
+    assert steer("-q", "a person", "-q", "a cat", "sample:cat") == 0
+    assert steer("-q", "a person", "sample:cat", "sample:nothing") == 1
+    assert steer("-q", "a person", "sample:nothing", "sample:cat") == 1
+
+
 def test_same_seed_same_answer(capsys: pytest.CaptureFixture[str]) -> None:
     answers = []
     for _ in range(2):
@@ -126,7 +144,7 @@ def test_output_writes_a_picture_for_each_image_and_query(tmp_path: Path, photo:
 
 
 def test_picture_names_fit_any_file_system(tmp_path: Path) -> None:
-    assert steer("-q", "猫" * 3 + " " + "é" * 8, "sample:cat", "-o", tmp_path) == 0
+    assert steer("-q", "猫" * 3 + " " + "é" * 8, "sample:cat", "-o", tmp_path) == 3
     long_name = tmp_path / ("x" * 200 + ".png")
     Image.new("RGB", (8, 8)).save(long_name)
     assert steer("-q", "a cat", long_name, "-o", tmp_path / "looks") == 0
@@ -246,7 +264,7 @@ def test_a_picture_that_cannot_be_written_is_a_failure(tmp_path: Path, capsys: p
         (["-q", "a cat", "sample:cat", "--text", "ViT-B-16:openai"], "has its own text encoder"),
         (["-q", "  ", "sample:cat"], "got an empty query"),
         (["-q", "word " * 300, "sample:cat"], "token"),
-        (["-q", "a cat", "sample:cat", "--model", "nobody"], "lrm_mini"),
+        (["-q", "a cat", "sample:cat", "--model", "nobody"], f"or one of {DEFAULT_MODEL}"),
         (["-q", "a cat", "sample:cat", "--device", "toaster"], "toaster"),
         (["-q", "a cat", "sample:cat", "--top", "0"], "from 1 to"),
         (["-q", "a cat", "sample:cat", "--passes", "1"], "from 2 to 100"),
@@ -288,7 +306,7 @@ def test_help_shows_examples_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert 'steer --query "a cat" sample:cat' in done.stdout
-    assert "exit codes" in done.stdout
+    assert "3 the network has no eyes for the only query" in done.stdout
 
 
 def test_it_runs_from_another_folder_without_a_word_on_stderr(tmp_path: Path) -> None:
@@ -327,9 +345,10 @@ def test_an_interrupt_and_a_closed_pipe_end_without_a_traceback() -> None:
 @pytest.mark.parametrize("query", ["-a dog", "-dog", "-1:a cat", "-owl", "-quail", "-horse", "- a cat"])
 @pytest.mark.parametrize("option", ["-q", "--query"])
 def test_a_query_may_begin_with_a_dash(query: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert steer("--json", option, query, "sample:cat") == 0
+    code = steer("--json", option, query, "sample:cat")
     (answer,) = objects(capsys.readouterr().out)
     assert answer["query"] == query
+    assert code == (3 if answer["verdict"] == "unknown" else 0)
 
 
 @pytest.mark.parametrize("query", ["-a dog", "-dog", "-1:a cat", "-horse", "-Very large dog"])
@@ -384,11 +403,13 @@ def test_a_class_that_does_not_exist_tells_what_is_near_and_how_to_list_all(
     assert f"steer --model {toy_folder} --list-classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("model", "count", "name"), [("lrm_mini", 200, "teapot"), ("alexnet_lrm3", 1000, "tench")])
-def test_classes_are_listed_without_torch(model: str, count: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "count", "name"), [([], 200, "teapot"), (["--model", "alexnet_lrm3"], 1000, "tench")]
+)
+def test_classes_are_listed_without_torch(options: list[str], count: int, name: str) -> None:
     code = (
         "import sys, steer_cli\n"
-        f"assert steer_cli.main(['--model', '{model}', '--list-classes']) == 0\n"
+        f"assert steer_cli.main({[*options, '--list-classes']}) == 0\n"
         "heavy = {'torch', 'torchvision', 'numpy', 'PIL', 'open_clip'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -396,6 +417,26 @@ def test_classes_are_listed_without_torch(model: str, count: int, name: str) -> 
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == count
     assert name in done.stdout.splitlines()
+
+
+def test_the_variable_chooses_the_model_and_a_wrong_one_is_named(
+    capsys: pytest.CaptureFixture[str], toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MODEL_VARIABLE, str(toy_folder))
+    assert steer("--json", "-q", "a cat", "sample:cat") == 0
+    assert objects(capsys.readouterr().out)[0]["model"] == "toy"
+    assert steer("--prototype", "zebra", "sample:cat") == 2
+    assert "(all names: steer --list-classes)" in capsys.readouterr().err
+    monkeypatch.setenv(MODEL_VARIABLE, "nobody")
+    for arguments in (["-q", "a cat", "sample:cat"], ["--list-classes"], ["index", str(toy_folder)]):
+        assert steer(*arguments) == 2
+        assert "error: $STEER_MODEL: got 'nobody', expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["index"], ["search"], ["evaluate"]])
+def test_help_tells_the_default_model(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert steer(*command, "--help") == 0
+    assert f"(default: $STEER_MODEL, or {DEFAULT_MODEL})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_listed_classes_are_those_of_the_models(capsys: pytest.CaptureFixture[str], toy_folder: Path) -> None:

@@ -28,6 +28,7 @@ from prior.model import Prior
 from prior.text import TextEncoder
 from prior.train import PriorTraining, load_vocabulary
 from prior.train import train as train_prior
+from prior.train_meaning import MeaningTraining
 from prior.train_text import TextConfig
 from steering.calibrate import CalibrationConfig
 
@@ -39,6 +40,7 @@ KINDS: dict[str, type[Config]] = {  # by the start of the file's name
     "control_": BackboneTraining,
     "prior_": PriorTraining,
     "text_": TextConfig,
+    "meaning_": MeaningTraining,
     "calibrate_": CalibrationConfig,
 }
 ALEXNETS = ("alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import steer_cli
+from steering.catalogue import model_names
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "results" / "results.json"
@@ -33,7 +34,7 @@ def steer(*arguments: str | os.PathLike) -> int:
         (["triplets"], "--output: expected the CSV to write"),
         (["brain"], "brain: got nothing to measure on, expected --brain or --responses"),
         (["triplets", "--output", "t.csv", "--quick"], "--quick: not used with triplets"),
-        (["triplets", "--output", "t.csv", "--model", "alexnet_lrm3"], "or one of lrm_mini"),
+        (["triplets", "--output", "t.csv", "--model", "alexnet_lrm3"], f"or one of {', '.join(model_names())}"),
         (["all", "--from", str(STORED), "--seed", "5", "--model", "x"], "--model, --seed: not used with --from"),
         (
             ["all", "--results", "/nowhere/a.md"],

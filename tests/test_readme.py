@@ -19,9 +19,9 @@ def test_the_numbers_of_the_table_are_the_stored_results():
     assert numbers_in(shown.split("-->", 1)[1].rsplit("<!--", 1)[0]) == numbers_in(table(RESULTS))
 
 
-def test_the_stored_results_are_those_of_the_shipped_model():
-    card = json.loads((ROOT / "steering/models/lrm_mini/backbone.json").read_text())
-    defaults = json.loads((ROOT / "steering/models/lrm_mini/steering.json").read_text())
+def test_the_stored_results_are_those_of_the_shipped_model(shipped_default):
+    card = json.loads((shipped_default / "backbone.json").read_text())
+    defaults = json.loads((shipped_default / "steering.json").read_text())
     assert RESULTS["backbone_sha256"] == card["sha256"]
     assert (RESULTS["strength"], RESULTS["passes"]) == (defaults["strength"], defaults["passes"])
 
@@ -40,7 +40,7 @@ def test_files_that_the_readme_names_exist():
         assert (ROOT / config).is_file()
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
+def test_the_readmes_python_runs(tmp_path, monkeypatch, shipped_default):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def claims(code):
     return [(source, re.match(r'"[^"]*"|[\d.]+|“.*|[A-Z]+', claim)[0]) for source, claim in claimed]
 
 
-def test_what_the_readmes_python_claims_is_what_it_gives(tmp_path, monkeypatch, capsys):
+def test_what_the_readmes_python_claims_is_what_it_gives(tmp_path, monkeypatch, capsys, shipped_default):
     """A string is the value itself, a number is rounded as it is, and curly quotes begin what is told."""
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "look.plot" in block]
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def test_what_the_readmes_python_claims_is_what_it_gives(tmp_path, monkeypatch, 
     exec(code, scope)
     found = claims(code)
     assert len(found) >= 8
-    assert {claim for _, claim in found} >= {'"present"', '"absent"', '"unsure"'}
+    assert {claim for _, claim in found} >= {'"present"', '"absent"', '"unknown"'}
     for source, claim in found:
         capsys.readouterr()
         value = eval(source, scope)
@@ -81,12 +81,12 @@ def test_what_the_readmes_python_claims_is_what_it_gives(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("query", ["- a cat", "no cats", "not a cat", "a photo without a cat"])
-def test_every_way_to_say_no_that_the_readme_tells_gives_the_same_answer(query, steerer):
-    assert steerer.look("sample:coffee", query).verdict == "present"
-    assert steerer.look("sample:cat", query).verdict == "absent"
+def test_every_way_to_say_no_that_the_readme_tells_gives_the_same_answer(query, shipped_steerer):
+    assert shipped_steerer.look("sample:coffee", query).verdict == "present"
+    assert shipped_steerer.look("sample:cat", query).verdict == "absent"
 
 
-def test_the_readmes_search_runs(tmp_path, monkeypatch):
+def test_the_readmes_search_runs(tmp_path, monkeypatch, shipped_default):
     from steering.images import open_image
 
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Gallery.open" in block]
@@ -101,7 +101,7 @@ def test_the_readmes_search_runs(tmp_path, monkeypatch):
     assert (tmp_path / "hit.png").stat().st_size > 10_000
 
 
-def test_the_brain_scores_module_runs():
+def test_the_brain_scores_module_runs(shipped_default):
     import torch
 
     text = (ROOT / "docs" / "brain.md").read_text()
@@ -110,7 +110,8 @@ def test_the_brain_scores_module_runs():
     exec(code, scope)
     steerer, seen = scope["steerer"], []
     scope["model"].taps["layer3"].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    image = torch.zeros(1, 3, 96, 96)
+    size = steerer.network.preprocessing.size
+    image = torch.zeros(1, 3, size, size)
     output = scope["model"](image)
     glance = steerer.network.glance(image)
     expected = steerer.network.steer(glance, steerer.goal("an animal").vector[None], passes=2)

@@ -80,20 +80,68 @@ def test_that_nothing_is_sure_is_an_answer_with_an_exit_code_of_its_own(capsys):
     out = capsys.readouterr().out
     assert "“a suspension bridge”: unsure whether any image shows it (3 images" in out
     assert "None of the hits below looks like it alone. If any image shows it, at most " in out
-    assert steer("search", "a person") == 1
-    out = capsys.readouterr().out
-    assert "“a person”: unsure (3 images" in out
-    assert "“person” is not like any thing that this network knows" in out
-    assert " present " not in out
-    assert " absent " not in out
     assert steer("search", "a coffee", "--where", "width > 5000") == 1
     assert "There is no image to search for “a coffee”." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", [("--threshold", "0.9"), ("--rerank", "0"), ("--where", "width > 0")])
-def test_that_a_word_is_unfamiliar_is_told_once_whatever_the_options_are(option: tuple[str, str], capsys):
-    assert steer("search", "a person", *option) == 1
-    assert capsys.readouterr().out.count("“person” is not like any thing that this network knows") == 1
+STRANGE = "“person” is not like any thing that this network knows; the nearest are “"
+NO_EYES = "This network has no eyes for it"
+
+
+@pytest.mark.parametrize("query", ["a person", "a coffee - a person", "- a person"])
+def test_words_that_the_network_has_no_eyes_for_rank_nothing(query: str, capsys):
+    assert steer("search", query) == 3
+    out, err = capsys.readouterr()
+    told, note = out.splitlines()[0], out.splitlines()[-1]
+    assert told.startswith(f"“{query}”: unknown. {NO_EYES}: nothing was ranked; --anyway ranks all the same (3 images")
+    assert note.startswith(f"  note: {STRANGE}")
+    assert "coffee.png" not in out
+    assert err == ""
+    assert steer("search", query, "--json") == 3
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["answer"], answer["hits"], answer["prevalence"], answer["looked_at"]) == ("unknown", [], None, 0)
+    assert (len(answer["nearest"]), answer["images"]) == (3, 3)
+
+
+def test_programs_get_no_paths_by_words_that_are_unknown(capsys):
+    assert steer("search", "a person", "--paths") == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"steer: “a person”: unknown. {NO_EYES}")
+    assert STRANGE in err
+    assert steer("search", "a person", "--print0", "--quiet") == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_unknown_words_rank_anyway_where_that_is_asked_for(tmp_path: Path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert steer("search", "a person", "--anyway", "--contact-sheet", sheet) == 1
+    out = capsys.readouterr().out
+    assert out.startswith(f"“a person”: unknown. {NO_EYES}: the hits are guesses (3 images, 3 looked at")
+    assert out.count(STRANGE) == 1
+    assert " present " not in out
+    assert " absent " not in out
+    assert "coffee.png  (600×400, sees" in out
+    assert sheet.stat().st_size > 10_000
+    assert steer("search", "a person", "--anyway", "--json") == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["answer"], answer["prevalence"], answer["present"], len(answer["hits"])) == ("unknown", None, 0, 3)
+    for hit in answer["hits"]:
+        assert (hit["verdict"], hit["alone"], hit["probability"]) == ("unknown", None, None)
+    assert steer("search", "a person", "--anyway", "--threshold", "0.9") == 2
+    assert "--threshold: got 0.9, but lrm_mini has no eyes for 'a person'" in capsys.readouterr().err
+    assert steer("search", "a coffee", "--anyway", "--top", "2") == 0
+
+
+@pytest.mark.parametrize(
+    "option", [("--threshold", "0.9"), ("--rerank", "0"), ("--where", "width > 0"), ("--where", "width > 5000")]
+)
+def test_that_a_word_is_unknown_is_told_once_whatever_the_options_are(option: tuple[str, str], capsys):
+    assert steer("search", "a person", *option) == 3
+    assert capsys.readouterr().out.count(STRANGE) == 1
+    if option[0] != "--threshold":
+        assert steer("search", "a person", "--anyway", *option) == 1
+        assert capsys.readouterr().out.count(STRANGE) == 1
 
 
 def hits_of(images: int, *alone: float, seen: Prevalence) -> Hits:
@@ -257,7 +305,7 @@ def test_a_reader_that_goes_away_is_no_defect():
 
 def test_a_defect_has_an_exit_code_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(search, "run", lambda arguments: [][0])
-    assert steer("search", "a cat") == 3
+    assert steer("search", "a cat") == 70
     assert "IndexError" in capsys.readouterr().err
 
 

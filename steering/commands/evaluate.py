@@ -37,7 +37,7 @@ def make_parser() -> options.Parser:
     parser = options.Parser("evaluate", usage, "Measure what steering does, and what it does not.", EPILOG)
     described = "; ".join(f"{name}: {text}" for name, text in COMMANDS.items())
     parser.add_argument("what", metavar="WHAT", choices=tuple(COMMANDS), help=described)
-    parser.add_argument("--model", default="lrm_mini", help="a name, or a model's folder (default lrm_mini)")
+    parser.add_argument("--model", help=f"a name, or a model's folder ({options.MODEL_DEFAULT})")
     parser.add_argument("--prior", metavar="NAME", help="the model's own (default), or class-names")
     parser.add_argument("--device", help="cpu, cuda, mps, … (default: cuda, then mps, then cpu)")
     parser.add_argument("--source", default=Asked.source, help="labelled images: a folder or a name on the hub")

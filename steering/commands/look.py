@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from steering.look import Look
     from steering.steerer import Steerer
 
-DEFAULT_MODEL = "lrm_mini"
 SHELLS = ("bash", "zsh", "tcsh")
 MARK = "Look"  # keyword of the text in a picture that tells which image and query it shows
 Writer = Callable[[str, Any], Any]  # takes a text and the stream that it goes to
@@ -47,7 +46,7 @@ other commands:
   steer search "a dog"     search them by looking; see steer search --help
   steer evaluate all       measure what steering does; see steer evaluate --help
 
-exit codes: 0 done, 1 some images failed, 2 wrong usage
+exit codes: 0 done, 1 some images failed, 2 wrong usage, 3 the network has no eyes for the only query (UNKNOWN)
 """
 
 
@@ -107,6 +106,13 @@ def make_parser(*, takes_images: bool = True) -> options.Parser:
     steering.add_argument(
         "--passes", type=options.whole(2, MOST_PASSES), metavar="N", help="passes over an image; the first is unsteered"
     )
+    steering.add_argument(
+        "--detail",
+        type=options.number(0.5, 4.0),
+        default=1.0,
+        metavar="X",
+        help="see photographs X times as large, 0.5 to 4; small things count, it takes X² times as long (default 1)",
+    )
     return parser
 
 
@@ -138,7 +144,8 @@ def run(argv: Sequence[str]) -> int:
 
         from steering.steerer import Steerer
 
-        steerer = Steerer.load(given.model, prior=given.prior, text=given.text, device=given.device, dtype=given.dtype)
+        loaded = {name: getattr(given, name) for name in ("prior", "text", "device", "dtype", "detail")}
+        steerer = Steerer.load(given.model, **loaded)
         goals: list[Any] = []  # a query that cannot be understood is reported before the first image
         goals += [steerer.goal(query, seed=given.seed) for query in given.queries]
         goals += [_prototype(steerer, name, given.model) for name in given.prototypes]
@@ -146,7 +153,7 @@ def run(argv: Sequence[str]) -> int:
 
     from steering.errors import ImageError, printable
 
-    failed = False
+    failed = unknown = False
     pictures = None if given.output is None else Pictures(given.output)
     with _progress(images, quiet=given.quiet) as (numbered, write):
         for image in numbered:
@@ -161,6 +168,7 @@ def run(argv: Sequence[str]) -> int:
             note = looks[0].picture.info.get("note")
             if note and not given.quiet:
                 write(f"steer: {printable(image)}: {note}", sys.stderr)
+            unknown = len(looks) == 1 and looks[0].verdict == "unknown"
             for look in looks:
                 picture: dict[str, str] = {}
                 if pictures is not None:
@@ -176,10 +184,10 @@ def run(argv: Sequence[str]) -> int:
                 else:
                     drawn = "".join(f"  picture: {name}\n" for name in picture.values())
                     write(f"{look.text(given.top)}\n{drawn}", sys.stdout)
-    return 1 if failed else 0
+    return 1 if failed else 3 if unknown else 0
 
 
-def _list_classes(parser: options.Parser, model: str) -> int:
+def _list_classes(parser: options.Parser, model: str | None) -> int:
     options.plain_streams()
     with parser.usage_errors():
         from steering.catalogue import class_names
@@ -188,7 +196,7 @@ def _list_classes(parser: options.Parser, model: str) -> int:
     return 0
 
 
-def _prototype(steerer: Steerer, name: str, model: str) -> Goal:
+def _prototype(steerer: Steerer, name: str, model: str | None) -> Goal:
     """The goal of a class. The error for a name that does not exist tells how to see all names."""
     from steering.errors import QueryError
 
@@ -197,7 +205,7 @@ def _prototype(steerer: Steerer, name: str, model: str) -> Goal:
     except QueryError as error:
         if steerer.prototypes is None:
             raise
-        chosen = "" if model == DEFAULT_MODEL else f"--model {shlex.quote(model)} "
+        chosen = "" if model is None else f"--model {shlex.quote(model)} "
         raise QueryError(f"{error} (all names: steer {chosen}--list-classes)") from None
 
 

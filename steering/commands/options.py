@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lrm_base.checks import MOST_SEED, MOST_STRENGTH
 from lrm_base.extras import install_command
 from steering import __version__
+from steering.catalogue import DEFAULT_MODEL, MODEL_VARIABLE, PUBLISHED_MODELS
 from steering.errors import GalleryError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST = 1_000_000_000
 GALLERY_VARIABLE = "STEER_GALLERY"
+MODEL_DEFAULT = f"default: ${MODEL_VARIABLE}, or {DEFAULT_MODEL}"
 _ARGUMENT = re.compile(r"^(\w+): (?=got |expected |its )")  # a file may be called like an argument
 _SWITCH = re.compile(r"\b(\w+)=True\b")
 _NAMED = re.compile(r"`(\w+)`")
@@ -139,12 +141,19 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     return parse
 
 
-def probability(text: str) -> float:
-    """The type of an option that takes a number from 0 to 1."""
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}; expected a probability from 0 to 1")
+def number(least: float, most: float, name: str = "a number") -> Callable[[str], float]:
+    """The type of an option that takes a number in a range."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= float(text) <= most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected {name} from {least:g} to {most:g}")
+
+    return parse
+
+
+probability = number(0.0, 1.0, "a probability")
 
 
 def strength(text: str) -> float | tuple[float, float]:
@@ -169,8 +178,7 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     """Add the options for the model and its device."""
     parser.add_argument(
         "--model",
-        default="lrm_mini",
-        help="lrm_mini (default), a model's folder, or a published model: alexnet_lrm1, alexnet_lrm2, alexnet_lrm3",
+        help=f"a name or a model's folder ({MODEL_DEFAULT}), or a published model: {', '.join(PUBLISHED_MODELS)}",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda, then mps, then cpu)")
 

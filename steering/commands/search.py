@@ -1,7 +1,7 @@
 """`steer search "a dog"`: search a gallery by looking for what is named.
 
 Unusual: the exit code is 1 when nothing in the gallery shows what was looked for, or when that is unsure, as with
-`grep`.
+`grep`. It is 3 when the network has no eyes for the words, and so ranked nothing.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ examples:
   steer search "a dog" --where "width > 500 AND path LIKE '%/2024/%'" --json
   steer search "a dog" --threshold 0.8 --print0 | xargs -0 ls -l
   steer search --query-image photo.jpg           what looks like this
+  steer search "a cofee" --anyway                rank by words that the network has no eyes for
 
 A hit has two numbers: how likely it shows the goal alone, and how likely here, given all that was seen of the gallery.
 The verdict of a hit is that of the image alone. The answer above the hits is that of the gallery.
 Some images are drawn at random and looked at, too: what nobody looked at is no evidence of absence.
 
 columns for --where: path, size, modified, sha256, width, height, sees (likeliest class before any goal)
-exit codes: 0 found, 1 nothing shows it or it is unsure, 2 wrong usage
+exit codes: 0 found, 1 nothing shows it or it is unsure, 2 wrong usage, 3 the network has no eyes for the words
+  (with --anyway: 1)
 """
 
 
@@ -58,6 +60,7 @@ def make_parser() -> options.Parser:
     parser.add_argument("--threshold", type=options.probability, metavar="P", help="least probability of a hit, 0 to 1")
     parser.add_argument("--where", metavar="SQL", help='search only such images, e.g. "width > 500"')
     parser.add_argument("--all", action="store_true", help="list images that are the same to the eye one by one")
+    parser.add_argument("--anyway", action="store_true", help="rank even by words that the network has no eyes for")
     parser.add_argument("--paths", action="store_true", help="print the paths of the hits and nothing else")
     parser.add_argument("--print0", action="store_true", help="like --paths, with a NUL after each, for xargs -0")
     parser.add_argument("--contact-sheet", metavar="FILE", help="draw the hits, with heatmaps, into a picture")
@@ -97,11 +100,14 @@ def run(argv: Sequence[str]) -> int:
             where=given.where,
             threshold=given.threshold,
             fold=not given.all,
+            anyway=given.anyway,
             seed=given.seed,
         )
         if given.contact_sheet or given.open:
             _sheet(gallery, hits, goal, given.contact_sheet, given.open)
     _print(hits, given)
+    if hits.is_unknown and not given.anyway:
+        return 3
     judged = hits.answer is not None and given.threshold is None
     return 0 if hits and (not judged or hits.answer == "present") else 1
 
@@ -124,6 +130,8 @@ def _print(hits: Hits, given: argparse.Namespace) -> None:
     if given.paths or given.print0:
         here = [hit for hit in hits if not hit.gone]
         options.write_paths((hit.path for hit in here), nul=given.print0)
+        if hits.is_unknown and not given.quiet:
+            print(f"steer: {_unknown(hits)}. {'; '.join(map(printable, hits.notes))}", file=sys.stderr)
         if len(here) < len(hits) and not given.quiet:
             print(f"steer: {_gone(len(hits) - len(here))}; left out", file=sys.stderr)
     elif given.json:
@@ -135,9 +143,8 @@ def _print(hits: Hits, given: argparse.Namespace) -> None:
 def told(hits: Hits, threshold: float | None = None) -> str:
     """The answer of the gallery, then a line for each hit."""
     lines = [_head(hits, threshold)]
-    if hits.images:
-        told_above = hits.goal.unfamiliar and lines[0].endswith(printable(hits.goal.unfamiliar))
-        lines += [f"  note: {printable(note)}" for note in (hits.goal.notes if told_above else hits.notes)]
+    if hits.images or hits.is_unknown:
+        lines += [f"  note: {printable(note)}" for note in hits.notes]
         lines += [_line(hit) for hit in hits]
     gone = sum(hit.gone for hit in hits)
     if gone:
@@ -152,13 +159,13 @@ def _head(hits: Hits, threshold: float | None) -> str:
     work = f"{many}, {hits.looked_at:,} looked at, {hits.seconds:.2f} s"
     if not hits.images:
         return f"There is no image to search for “{query}”."
+    if hits.is_unknown:
+        return f"{_unknown(hits)} ({work})"
     if threshold is not None:
         some = f"{len(hits)} of the images reach" if hits else "no image reaches"
         return f"“{query}”: {some} {threshold:.0%} ({work})"
     if not hits.looked_at:
         return f"“{query}”, by the first pass alone ({work})"
-    if hits.goal.unfamiliar:
-        return f"“{query}”: unsure ({work}). {printable(hits.goal.unfamiliar)}"
     seen = hits.prevalence
     if seen is None:
         return f"“{query}”, by evidence; this model has no calibrated verdict for such a goal ({work})"
@@ -175,6 +182,12 @@ def _head(hits: Hits, threshold: float | None) -> str:
     least = f"If any image shows it, at most {high} do." if seen.high < 0.995 else "How many show it cannot be told."
     like = f"{like}; if any are right, {right}." if count else nearest
     return f"“{query}”: unsure whether any image shows it ({work}).\n  {like} {least} Nearest:"
+
+
+def _unknown(hits: Hits) -> str:
+    """That the network has no eyes for the words, and whether it ranked images all the same."""
+    then = "the hits are guesses" if hits else "nothing was ranked; --anyway ranks all the same"
+    return f"“{printable(hits.query)}”: unknown. This network has no eyes for it: {then}"
 
 
 def percent(share: float) -> str:

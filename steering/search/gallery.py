@@ -21,7 +21,7 @@ from PIL import Image
 
 from lrm_base import checks
 from lrm_core.feedback import Strength
-from steering.errors import GalleryError, ImageError, printable
+from steering.errors import GalleryError, ImageError, QueryError, printable
 from steering.goals import Goal
 from steering.search.engine import Engine, local_engine
 from steering.search.files import file_of, to_key, to_path
@@ -31,6 +31,7 @@ from steering.search.query import find, matrix, pages
 from steering.search.report import Report
 from steering.search.schema import FILTERS, GalleryCard
 from steering.search.store import Store
+from steering.seek import is_unknown
 from steering.steerer import Steerer
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Gallery:
         """The gallery in a folder, or at an address of an object store. It is made if there is none.
 
         Args:
-            steerer: the embedded model by default.
+            steerer: what `Steerer.load()` gives by default.
             create: whether to make a gallery if there is none.
             keep: what a new gallery keeps of each image for later looks. `pixels` (the default) keeps what the network
                 saw (27 KB at 96 px), so that no file needs to be read again. `first-pass` also keeps what a steered
@@ -185,6 +186,7 @@ class Gallery:
         where: str | None = None,
         threshold: float | None = None,
         fold: bool = True,
+        anyway: bool = False,
         strength: Strength | None = None,
         passes: int | None = None,
         seed: int = 0,
@@ -199,6 +201,8 @@ class Gallery:
             where: an SQL condition on the columns of `images`, such as `width > 500 AND path LIKE '%/2024/%'`.
             threshold: least probability of a hit.
             fold: whether images that are the same to the eye are one hit.
+            anyway: whether to rank images by words that the network has no eyes for. The answer to these is `unknown`,
+                and without `anyway` there are no hits.
             strength, passes: see `Steerer.look_many`.
             seed: number that fixes the prior's samples and the images that are drawn.
 
@@ -217,10 +221,17 @@ class Gallery:
         passes = None if passes is None else checks.whole_number("passes", passes, 2, checks.MOST_PASSES)
         goal = self.goal(query, seed=seed)
         choice: dict[str, Any] = {"top": top, "rerank": rerank, "where": where, "fold": fold, "seed": seed}
-        return find(self.store, self.steerer, goal, threshold=threshold, strength=strength, passes=passes, **choice)
+        choice |= {"anyway": anyway, "threshold": threshold, "strength": strength, "passes": passes}
+        return find(self.store, self.steerer, goal, **choice)
 
     def stream(
-        self, query: str | Goal, *, where: str | None = None, page: int = RERANK, seed: int = 0
+        self,
+        query: str | Goal,
+        *,
+        where: str | None = None,
+        page: int = RERANK,
+        anyway: bool = False,
+        seed: int = 0,
     ) -> Iterator[Hit]:
         """Every image of the gallery, the nearest first. Each page of images is looked at and ranked by itself.
 
@@ -230,12 +241,16 @@ class Gallery:
 
         Args:
             page: number of images that are ranked together.
+            anyway: whether to rank images by words that the network has no eyes for.
 
         Raises:
-            QueryError, GalleryError, ValueError: as in `search`.
+            QueryError: the network has no eyes for the words, and `anyway` is false. QueryError, GalleryError,
+                ValueError: as in `search`.
         """
         page = checks.whole_number("page", page, 1)
         goal = self.goal(query, seed=seed)
+        if is_unknown(self.steerer.verdicts, goal) and not anyway:
+            raise QueryError(f"query {goal.name!r}: {goal.unfamiliar}; anyway=True ranks all the same")
         self.store.count(where)
         return pages(self.store, self.steerer, goal, where, page)
 

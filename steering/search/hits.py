@@ -14,7 +14,7 @@ from steering.search.candidates import Candidate
 from steering.search.files import to_path
 from steering.search.looks import Looks
 from steering.search.odds import Prevalence, corrected
-from steering.seek import Verdicts, answer
+from steering.seek import Verdicts, answer, is_unknown
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Hit:
         looked_at: whether the second stage looked at it.
         evidence: change of the support for the goal by steering, in nats.
         alone: how likely it shows the goal, as if it were the only image.
-        verdict: what `alone` means: `present`, `absent` or `unsure`.
+        verdict: what `alone` means: `present`, `absent` or `unsure`. Where the network has no eyes for the words, it is
+            `unknown`, and `alone` and `probability` are None.
         probability: how likely it shows the goal, given all that was seen of the gallery.
         copies: paths of images that are the same to the eye and were folded into this hit.
         gone: whether its file is not there now.
@@ -68,8 +69,9 @@ class Hits(list[Hit]):
         images: number of images of the gallery that the filter lets through.
         looked_at: how many of them were looked at.
         prevalence: estimated share of these images that show the goal, with an interval; None without a calibrated
-            verdict, and for an unfamiliar goal.
+            verdict, and where the answer is `unknown`.
         seconds: how long the search took.
+        is_unknown: whether the network has no eyes for the goal.
     """
 
     def __init__(
@@ -80,10 +82,11 @@ class Hits(list[Hit]):
         looked_at: int,
         prevalence: Prevalence | None,
         seconds: float,
+        is_unknown: bool = False,
     ) -> None:
         super().__init__(hits)
         self.goal, self.images, self.looked_at = goal, images, looked_at
-        self.prevalence, self.seconds = prevalence, seconds
+        self.prevalence, self.seconds, self.is_unknown = prevalence, seconds, is_unknown
 
     @property
     def query(self) -> str:
@@ -102,12 +105,13 @@ class Hits(list[Hit]):
 
     @property
     def answer(self) -> Answer | None:
-        """Whether the gallery shows the goal: `present`, `absent` or `unsure`. None without a calibrated verdict.
+        """Whether the gallery shows the goal: `present`, `absent`, `unsure` or `unknown`. None without a verdict.
 
-        `present` means that some of the hits show it. An unfamiliar goal is `unsure`.
+        `present` means that some of the hits show it. `unknown` means that the network has no eyes for the words. No
+        hits are given then, unless they were asked for.
         """
-        if self.goal.unfamiliar:
-            return "unsure"
+        if self.is_unknown:
+            return "unknown"
         return None if self.prevalence is None else self.prevalence.answer
 
     @property
@@ -127,6 +131,7 @@ class Hits(list[Hit]):
             "present": len(self.present),
             "expected": round(self.expected, 2),
             "notes": self.notes,
+            "nearest": list(self.goal.nearest),
             "seconds": round(self.seconds, 4),
             "hits": [hit.as_dict() for hit in self],
         }
@@ -147,17 +152,22 @@ def direction(goal: Goal) -> np.ndarray:
 def ranked(
     candidates: Sequence[Candidate], looks: Looks, prevalence: Prevalence | None, verdicts: Verdicts, goal: Goal
 ) -> list[Hit]:
-    """Candidates as hits, the likeliest first. Images that could not be looked at come last. Ranks are not set."""
+    """Candidates as hits, the likeliest first. Images that could not be looked at come last. Ranks are not set.
+
+    Where the network has no eyes for the goal, the order is that of the probabilities all the same; no hit tells them.
+    """
     alone = looks.alone
     chances = None if alone is None else (alone if prevalence is None else corrected(alone, prevalence))
     support = -looks.support if goal.is_complement else looks.support
     order = np.lexsort((-support, -(np.zeros(len(candidates)) if alone is None else alone), ~looks.seen))
-    hits = []
+    hits, unknown = [], is_unknown(verdicts, goal)
     for row in order.tolist():
         hit = unseen(candidates[row])
         if looks.seen[row]:
             hit = replace(hit, looked_at=True, evidence=float(looks.evidence[row]))
-            if chances is not None and alone is not None:
+            if unknown:
+                hit = replace(hit, verdict="unknown")
+            elif chances is not None and alone is not None:
                 chance = float(alone[row])
                 verdict = answer(verdicts, goal, chance)
                 hit = replace(hit, probability=float(chances[row]), alone=chance, verdict=verdict)

@@ -20,6 +20,7 @@ from steering.search.looks import look_for
 from steering.search.odds import prevalence
 from steering.search.schema import SHOWN
 from steering.search.store import Store
+from steering.seek import is_unknown
 from steering.steerer import Steerer
 
 
@@ -33,25 +34,26 @@ def find(
     where: str | None,
     threshold: float | None,
     fold: bool,
+    anyway: bool,
     strength: Strength | None,
     passes: int | None,
     seed: int,
 ) -> Hits:
     """Search a gallery for a goal. The arguments and errors are those of `Gallery.search`."""
     start = time.perf_counter()
-    total = store.count(where)
+    total, unknown = store.count(where), is_unknown(steerer.verdicts, goal)
+    if unknown and not anyway:
+        return Hits([], goal, total, 0, None, time.perf_counter() - start, is_unknown=True)
     choice: dict[str, Any] = {"looks": rerank, "top": top, "where": where, "fold": fold, "seed": seed}
     chosen = choose(store, direction(goal), total, **choice)
     candidates = [*chosen.nearest, *chosen.drawn]
     rows = [candidate.row for candidate in candidates]
     looks = look_for(store, steerer, goal, rows, strength=strength, passes=passes)
-    if threshold is not None and looks.alone is None:
-        raise ValueError(
-            f"threshold: got {threshold:g}, but {store.card.model} has no calibrated verdict for goals by "
-            f"{goal.source!r}"
-        )
+    if threshold is not None and (unknown or looks.alone is None):
+        lacks = f"eyes for {goal.name!r}" if unknown else f"calibrated verdict for goals by {goal.source!r}"
+        raise ValueError(f"threshold: got {threshold:g}, but {store.card.model} has no {lacks}")
     estimate = None
-    if looks.alone is not None and looks.seen.any() and not goal.unfamiliar:
+    if looks.alone is not None and looks.seen.any() and not unknown:
         weights, strata = (np.array([getattr(c, key) for c in candidates]) for key in ("weight", "stratum"))
         estimate = prevalence(looks.alone[looks.seen], weights[looks.seen], strata[looks.seen])
     hits = ranked(candidates, looks, estimate, steerer.verdicts, goal)
@@ -59,7 +61,7 @@ def find(
     if threshold is not None:
         hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
     numbered = [_numbered(hit, rank) for rank, hit in enumerate(hits[:top], start=1)]
-    return Hits(numbered, goal, total, len(candidates), estimate, time.perf_counter() - start)
+    return Hits(numbered, goal, total, len(candidates), estimate, time.perf_counter() - start, unknown)
 
 
 def pages(store: Store, steerer: Steerer, goal: Goal, where: str | None, page: int) -> Iterator[Hit]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from lrm_base.checks import finite_number, whole_number
 from lrm_base.frame import Frame
+from steering.catalogue import default_model
 from steering.loading import load
 from steering.search.decode import Task, read
 from steering.search.engine import BATCH, MOST_WORKERS, Engine, Indexed, Item, first_passes, local_engine
@@ -60,7 +61,7 @@ def _packed(items: Iterable[Any]) -> np.ndarray:
 
 
 def ray_engine(
-    model: str = "lrm_mini",
+    model: str | None = None,
     *,
     address: str | None = None,
     workers: int | None = None,
@@ -71,7 +72,8 @@ def ray_engine(
     """An engine for `Gallery.add(engine=…)`.
 
     Args:
-        model: the gallery's model, by name or folder; each actor loads it.
+        model: the gallery's model, by name or folder; each actor loads it. None means `catalogue.default_model()`, as
+            it is in this process.
         address: a running cluster (`auto`, `ray://host:10001`). By default a cluster is started on this machine and
             stopped at the end.
         workers: actors that hold the network; by default one for every two CPUs of the cluster.
@@ -93,7 +95,8 @@ def ray_engine(
             cores = ray.cluster_resources().get("CPU", 1.0)
             count = workers or max(int(cores) // 2, 1)
             share = min(1.0, cores / 2 / count)  # the other half reads, or actors would wait for readers for ever
-            actors = {"fn_constructor_args": (model, device, first_pass), "num_cpus": share, "num_gpus": gpus}
+            name = default_model() if model is None else model  # the variable may differ where an actor runs
+            actors = {"fn_constructor_args": (name, device, first_pass), "num_cpus": share, "num_gpus": gpus}
             while window := list(itertools.islice(iterator, WINDOW)):
                 done = set()
                 try:

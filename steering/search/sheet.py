@@ -50,13 +50,14 @@ def summary(hits: Hits) -> str:
     if hits.answer is None:
         return f"{hits.looked_at:,} of {many} looked at"
     said = {"present": f"about {max(round(hits.expected), 1)} of these show it", "absent": "nothing shows it"}
+    said |= {"unknown": "no eyes for it"}
     return f"{said.get(hits.answer, 'unsure whether any shows it')} · {many}, {hits.looked_at:,} looked at"
 
 
 def _cell(axes: Axes, gallery: Gallery, hit: Hit, query: str | Goal) -> None:
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    said = "" if hit.alone is None else f" {hit.verdict} {hit.alone:.0%}"
+    said = (f" {hit.verdict}" if hit.verdict else "") + ("" if hit.alone is None else f" {hit.alone:.0%}")
     copies = f", {len(hit.copies):,} more like it" if hit.copies else ""
     below: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "parse_math": False}
     axes.text(

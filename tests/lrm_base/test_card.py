@@ -50,3 +50,13 @@ def test_the_card_stands_in_the_weights_too(saved):
 
     with safe_open(saved, "pt") as file:
         assert json.loads(file.metadata()["card"])["name"] == "m"
+
+
+def test_eight_bits_take_a_quarter_and_come_back_close(tmp_path):
+    torch.manual_seed(0)
+    value = torch.randn(50, 64) * torch.logspace(-3, 2, 50)[:, None]  # rows of very different size
+    save_weights(tmp_path / "m.safetensors", {"w": value, "v": torch.ones(2)}, {}, eight_bits=["w"])
+    tensors, _ = load_weights(tmp_path / "m.safetensors")
+    assert tensors.keys() == {"w", "v"}
+    assert ((tensors["w"] - value).abs() <= value.abs().amax(1, keepdim=True) / 127 / 2 + 1e-9).all()
+    assert (tmp_path / "m.safetensors").stat().st_size < value.numel() * 1.6

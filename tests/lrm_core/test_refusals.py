@@ -123,7 +123,7 @@ def told() -> dict[str, list[str]]:
         ("image_size 0", "image_size: got 0, expected a whole number of at least 1"),
         ("image_size 64.0", "image_size: got 64.0, expected"),
         ("image_size too small", "image_size: got 4, expected the side of an image that the backbone takes"),
-        ("rule", "rule: got 'mult'; choices: multiply, add"),
+        ("rule", "rule: got 'mult'; choices: multiply, rectify, add"),
         ("layout size", "height: got 64.5, expected"),
         ("forward_passes True", "forward_passes: got True, expected a whole number of at least 1"),
         ("forward_passes 1.5", "forward_passes: got 1.5, expected"),

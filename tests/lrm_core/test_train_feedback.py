@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lrm_core.pictures import MOST_OBJECTS, PictureConfig, Pictures, compose_scenes
-from lrm_core.train_feedback import FeedbackTraining, choose, class_profiles, named, support_of, train
+from lrm_core.train_feedback import FeedbackTraining, choose, named, support_of, train
 from lrm_core.weights import load_model
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
@@ -91,11 +91,6 @@ def test_support_and_naming_are_log_odds_and_surprise():
     chances = output.softmax(1)[0]
     assert support_of(output, torch.tensor([0])).item() == pytest.approx((chances[0] / (1 - chances[0])).log().item())
     assert named(output, torch.tensor([[0, 2, -1]])).item() == pytest.approx(-(chances[0] + chances[2]).log().item())
-
-
-def test_profiles_are_highest_at_their_own_class():
-    torch.manual_seed(0)
-    assert torch.equal(class_profiles(torch.nn.Linear(40, 12)).argmax(1), torch.arange(12))
 
 
 @pytest.mark.parametrize("goals", [True, False])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrm_core.scenes import KINDS, NUM_OBJECTS, compose
-from lrm_core.trials import build, draw, make_trials, top1
+from lrm_core.trials import build, draw, make_trials, near_misses, top1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,3 +94,15 @@ def test_an_unknown_kind_raises_with_the_choices(labelled):
 def test_a_count_or_seed_that_is_no_such_number_raises(labelled, count, seed, name):
     with pytest.raises(ValueError, match=f"^{name}: got .*, expected a whole number"):
         make_trials("side", *labelled, 6, count, seed)
+
+
+def test_near_misses_are_not_there_and_are_among_the_likeliest_of_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(300, 40, generator=generator)
+    labels = torch.stack([output.argmax(1), torch.full((300,), -1)], 1)  # the likeliest is there
+    near = near_misses(output, labels, generator)
+    assert not (near[:, None] == labels).any()
+    rank = (output > output.gather(1, near[:, None])).sum(1)
+    assert set(rank.tolist()) == set(range(1, 21))
+    few = near_misses(output[:, :3], torch.zeros(300, 2, dtype=torch.long), generator)
+    assert few.min() > 0  # where fewer classes are left, all of them are near

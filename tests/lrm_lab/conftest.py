@@ -23,7 +23,7 @@ from lrm_core.model import LRM
 from lrm_core.trials import Triplets
 from lrm_lab import composites, examples, retrieval, single, where, words
 from lrm_lab.triplets import draw_all
-from steering import Steerer
+from steering import Goal, Steerer
 from steering.network import Network
 
 Labelled = tuple[torch.Tensor, torch.Tensor]
@@ -64,6 +64,16 @@ def evaluated(toy: Steerer, challenge: list[Triplets], labelled: Labelled) -> di
         "search": retrieval.measure(toy, *labelled, scenes=5, queries=3),
     }
     return json.loads(json.dumps(results, allow_nan=False))
+
+
+@pytest.fixture(scope="session")
+def as_unfamiliar() -> Callable[[Goal], Goal]:
+    """A copy of a goal, as if its words could not be judged."""
+
+    def unfamiliar(goal: Goal) -> Goal:
+        return Goal(goal.name, goal.vector, goal.source, goal.familiarity, unfamiliar="no such thing")
+
+    return unfamiliar
 
 
 @pytest.fixture(scope="session")

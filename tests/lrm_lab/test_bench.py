@@ -10,6 +10,7 @@ from PIL import Image
 
 from lrm_lab.bench import Bench
 from lrm_lab.commands import Asked
+from steering.catalogue import MODEL_VARIABLE
 
 NAMES = ("cat", "beagle", "lemon", "teapot", "bridge", "sweater")  # the toy's classes
 
@@ -38,6 +39,13 @@ def test_the_header_names_everything_that_decides_the_numbers(folder, tmp_path):
     assert [name for name, value in header(folder).items() if value != before[name]] == ["strength", "passes"]
 
 
+def test_the_default_model_is_measured_unless_told_otherwise(folder, monkeypatch):
+    monkeypatch.setenv(MODEL_VARIABLE, str(folder))
+    bench = Bench(Asked(device="cpu"))
+    assert bench.folder == folder
+    assert bench.header() == header(folder)
+
+
 def test_a_changed_verdict_changes_the_header(folder):
     before = header(folder)
     path = folder / "verdict.json"
@@ -49,7 +57,7 @@ def test_a_changed_verdict_changes_the_header(folder):
     assert before["parts_sha256"]["prior"] == after["parts_sha256"]["prior"]
     assert before["parts_sha256"]["verdict"] != after["parts_sha256"]["verdict"]
     path.unlink()
-    assert set(header(folder)["parts_sha256"]) == {"prior"}
+    assert set(header(folder)["parts_sha256"]) == {"prior", "vocabulary"}
 
 
 @pytest.fixture(scope="module")

@@ -198,6 +198,13 @@ def test_controls_in_a_models_own_folder_come_first(folder, train, shipped, monk
     assert find_controls(folder) == {"plain": folder / "controls" / "plain.safetensors"}
 
 
+def test_controls_in_the_laboratory_are_found_by_the_cards_name_wherever_the_folder_lies(folder, train, shipped):
+    path = save_control(train(**CASES["additive"]), folder, "additive")
+    moved = shutil.copytree(folder, folder.parent / "elsewhere" / "renamed")
+    assert find_controls(moved) == {"additive": path}
+    assert set(load_controls(moved, CPU)) == {"additive"}
+
+
 def test_controls_in_the_laboratory_that_are_of_another_backbone_do_not_count(folder, train, shipped):
     path = save_control(train(**CASES["additive"]), folder, "additive")
     card = json.loads(path.with_suffix(".json").read_text())
@@ -206,10 +213,8 @@ def test_controls_in_the_laboratory_that_are_of_another_backbone_do_not_count(fo
 
 
 @pytest.mark.skipif(not controls.WEIGHTS.is_dir(), reason="needs lrm_lab/weights, which a checkout has")
-def test_the_embedded_model_has_all_its_controls_in_a_checkout(steerer):
-    from steering.loading import MODELS
-
-    loaded = load_controls(MODELS / "lrm_mini", CPU)
+def test_the_mini_model_has_all_its_controls_in_a_checkout(steerer, mini_folder):
+    loaded = load_controls(mini_folder, CPU)
     assert set(loaded) == set(NAMES)
     assert loaded["additive"].rule == "add"
     assert loaded["additive"].connections == steerer.network.model.connections

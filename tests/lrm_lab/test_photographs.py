@@ -1,6 +1,7 @@
 """Photographs: what they show counts as present, and another class as absent, by the verdict."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -18,8 +19,6 @@ def folder(tmp_path):
 
 
 def test_a_verdict_that_always_says_yes_is_right_half_of_the_time(toy, folder):
-    from dataclasses import replace
-
     yes = replace(toy.verdict, weights=(100.0, *(0.0 for _ in toy.verdict.weights[1:])))
     measured = photographs.measure(toy.with_network(toy.network, {"diffusion": yes}), folder)
     assert (measured["photographs"], measured["unsure"]) == (3, 0)
@@ -34,3 +33,9 @@ def test_the_seed_decides_what_else_is_asked_for(toy, folder):
 def test_without_a_verdict_nothing_is_asked(toy, folder):
     with pytest.raises(ValueError, match="no calibrated verdict"):
         photographs.measure(toy.with_network(toy.network), folder)
+
+
+def test_a_name_that_is_called_unknown_is_wrong(toy, folder, as_unfamiliar, monkeypatch):
+    goal = as_unfamiliar(toy.goal("a cat"))
+    monkeypatch.setattr(toy, "goal", lambda query, seed: goal)
+    assert photographs.measure(toy, folder)["balanced_accuracy"] == 0.0

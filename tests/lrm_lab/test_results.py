@@ -11,7 +11,6 @@ from lrm_lab.controls import WEIGHTS, find_controls
 from lrm_lab.page import write_results_md
 from lrm_lab.report import TITLE, numbers_in, sections, table
 from lrm_lab.stored import read_results, write_results
-from steering.loading import MODELS
 
 STORED = Path(__file__).resolve().parents[2] / "results"
 pytestmark = pytest.mark.skipif(not (STORED / "results.json").is_file(), reason="needs results/, which a checkout has")
@@ -39,13 +38,13 @@ def test_written_again_the_stored_results_are_the_same_bytes(results, tmp_path):
 
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="needs lrm_lab/weights, which a checkout has")
-def test_the_stored_results_are_those_of_the_controls_in_the_checkout(results):
+def test_the_stored_results_are_those_of_the_controls_in_the_checkout(results, shipped_default):
     from lrm_base.card import sha256_of
 
-    paths = find_controls(MODELS / "lrm_mini")
+    paths = find_controls(shipped_default)
     assert {name: sha256_of(path)[:12] for name, path in paths.items()} == results["controls_sha256"]
 
 
-def test_the_stored_results_are_those_of_the_embedded_model(results):
-    card = json.loads((MODELS / "lrm_mini" / "backbone.json").read_text())
+def test_the_stored_results_are_those_of_the_shipped_model(results, shipped_default):
+    card = json.loads((shipped_default / "backbone.json").read_text())
     assert results["backbone_sha256"] == card["sha256"]

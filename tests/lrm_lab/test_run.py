@@ -13,8 +13,10 @@ from PIL import Image
 
 from lrm_base.card import sha256_of
 from lrm_core.weights import load_model, save_model
+from lrm_lab.bench import Bench
 from lrm_lab.commands import Asked
 from lrm_lab.controls import save_control
+from lrm_lab.parts import PARTS
 from lrm_lab.report import BEGIN, END, sections, table
 from lrm_lab.run import evaluate, write_triplets_for
 
@@ -131,6 +133,30 @@ def test_everything_that_differs_from_a_file_is_named(stored, asked, tmp_path):
     path.write_text(json.dumps({**json.loads(stored.read_text()), "passes": 2}))
     with pytest.raises(ValueError, match=re.escape("(seed: 1000, now 7; passes: 2, now 3)")):
         evaluate(replace(asked, seed=7), output=path)
+
+
+def test_what_the_model_lacks_something_for_is_left_out_with_the_reason(stored, asked, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    shutil.copy(stored, path)
+    evaluate(asked, output=path, resume=True)
+    told = capsys.readouterr().err
+    for part in ("unknown", "names", "above"):
+        assert f"{part}: left out, since 6 of the model's 6 classes have no WordNet id\n" in told
+    assert path.read_bytes() == stored.read_bytes()
+
+
+def test_with_wordnet_ids_photographs_are_asked_for_every_name(asked):
+    bench = Bench(asked)
+    bench.network.card["classes"] = [
+        {**entry, "wnid": f"n{row}"} for row, entry in enumerate(bench.network.card["classes"])
+    ]
+    lacks = {part.name: part.lacks(bench) for part in PARTS}
+    for part in ("unknown", "above"):
+        assert lacks.pop(part) == "the lists are for ImageNet's 1,000 classes, and the model has 6"
+    assert set(lacks.values()) == {""}
+    (names,) = (part for part in PARTS if part.name == "names")
+    measured = names.measure(bench)
+    assert (measured["photographs"], measured["classes"]) == (30, 6)
 
 
 def test_parts_that_another_command_measured_in_the_same_way_stay(stored, asked, attacked, tmp_path, capsys):

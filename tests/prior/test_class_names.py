@@ -1,13 +1,12 @@
 """Goals from class names alone: which class is meant, what shape the goal has, on which scale."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lrm_base.profiles import standardise
 from prior.captions import with_article
-from prior.class_names import ClassNamesPrior, classifier_profiles, embed_names, name_profiles, standardise
+from prior.class_names import ClassNamesPrior, embed_names, name_profiles
 from prior.text import TextEncoder
 
 NAMES = ["cat", "beagle", "lemon", "teapot", "bridge", "sweater"]
@@ -19,16 +18,15 @@ def encode(toy_text):
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    """The embedded model's parts: class names, text encoder, classifier, and the goals of its trained prior."""
+def embedded(mini_folder):
+    """The mini model's parts: class names, text encoder, classifier, and the goals of its trained prior."""
     from lrm_core.weights import load_model
     from prior.model import Prior
 
-    folder = Path(__file__).resolve().parents[2] / "steering" / "models" / "lrm_mini"
-    model, _, card = load_model(folder / "backbone.safetensors")
+    model, _, card = load_model(mini_folder / "backbone.safetensors")
     names = [entry["name"] for entry in card["classes"]]
-    encode = TextEncoder.load(folder / "text").encode
-    trained, _ = Prior.load(folder / "prior.safetensors")
+    encode = TextEncoder.load(mini_folder / "text").encode
+    trained, _ = Prior.load(mini_folder / "prior.safetensors")
     texts = encode([with_article(name) for name in names])
     return names, encode, model.backbone.fc.weight, texts, trained.goals(texts, num_samples=4)
 
@@ -96,18 +94,6 @@ def test_names_are_averaged_over_templates_at_unit_length(encode):
     averaged = embed_names(encode, ["golden_retriever", "apron"], ["{name}", "a photo of {a}"], batch_size=1)
     wanted = encode(["golden retriever", "apron"]) + encode(["a photo of a golden retriever", "a photo of an apron"])
     torch.testing.assert_close(averaged, F.normalize(wanted, dim=1))
-
-
-def test_classes_that_a_classifier_reads_alike_are_alike_in_its_profiles():
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(20, 64, generator=generator)
-    weight[1] = weight[0] + 0.5 * torch.randn(64, generator=generator)
-    profiles = classifier_profiles(weight)
-    assert profiles.argmax(1).tolist() == list(range(20))
-    assert profiles[0].topk(2).indices.tolist() == [0, 1]
-    torch.testing.assert_close(profiles.mean(1), torch.zeros(20), atol=1e-5, rtol=0)
-    torch.testing.assert_close(profiles.std(1, correction=0), torch.ones(20))
-    torch.testing.assert_close(classifier_profiles(3 * weight + 1), profiles, atol=1e-4, rtol=1e-4)
 
 
 def test_names_that_are_alike_are_alike_in_their_profiles(encode):

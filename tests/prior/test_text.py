@@ -26,7 +26,6 @@ TOY = {
     "examples_per_epoch": 1,
 }
 TEXTS = ["a dog", "where is the golden retriever with a red ball?", "cat"]
-EMBEDDED = Path(__file__).resolve().parents[2] / "steering" / "models" / "lrm_mini" / "text"
 
 
 @pytest.fixture(scope="module")
@@ -222,20 +221,20 @@ def test_embeddings_of_images_need_no_gradient_and_may_meet_one(seeing: TextEnco
     torch.testing.assert_close(weight.grad, found.sum(0))
 
 
-def test_the_embedded_encoder_knows_everyday_words() -> None:
-    encoder = TextEncoder.load(EMBEDDED)
+def test_the_mini_models_encoder_knows_everyday_words(mini_folder: Path) -> None:
+    encoder = TextEncoder.load(mini_folder / "text")
     names = ["golden retriever", "sports car", "teapot", "lemon", "suspension bridge", "cardigan", "pop bottle"]
     words = ["puppy", "race car", "kettle", "lime", "bridge", "sweater", "soda"]
     nearest = (encoder.encode(words) @ encoder.encode([f"a {name}" for name in names]).T).argmax(1)
     assert nearest.tolist() == list(range(len(names)))
 
 
-def test_asking_hardly_moves_the_embedded_encoders_answer() -> None:
-    encoder = TextEncoder.load(EMBEDDED)
+def test_asking_hardly_moves_the_mini_models_answer(mini_folder: Path) -> None:
+    encoder = TextEncoder.load(mini_folder / "text")
     for noun in ("dog", "bridge", "lemon"):
         variants = encoder.encode([f"a {noun}", f"where is the {noun}?", f"a photo of a {noun}", f"find the {noun}"])
         assert (variants @ variants[0]).min() > 0.9
 
 
-def test_the_embedded_towers_stay_within_their_budget() -> None:
-    assert (EMBEDDED / WEIGHTS).stat().st_size < 31_000_000
+def test_the_mini_models_towers_stay_within_their_budget(mini_folder: Path) -> None:
+    assert (mini_folder / "text" / WEIGHTS).stat().st_size < 31_000_000

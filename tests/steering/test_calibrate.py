@@ -1,5 +1,6 @@
 """Calibration: the verdict recovers a known truth, strength and passes follow their rule, a folder is assembled."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -9,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+from lrm_core.pictures import PictureConfig, Pictures
 from lrm_core.trials import make_trials, top1
 from steering import Steerer
-from steering.calibrate import CalibrationConfig, calibrate, choose_defaults, fit_verdict, pick
+from steering.calibrate import CalibrationConfig, calibrate, choose_defaults, pick
+from steering.calibrate_verdicts import fit_verdict, photographs
 from steering.evidence import FEATURES, UNSTEERED, expand
+from steering.network import Network
 from steering.rollouts import class_goals, run_steered, run_unsteered
 
-PATHS = dict.fromkeys(("backbone", "prior", "text", "prototypes", "output", "data", "classes"), "unused")
+PATHS: dict = dict.fromkeys(("backbone", "prior", "text", "prototypes", "output", "classes"), "unused")
+PATHS["pictures"] = []
 
 
 def test_the_fit_recovers_a_known_logistic():
@@ -140,7 +145,7 @@ def parts(toy_folder, tmp_path):
         "most_absent": 1.0,
         "most_absent_single": 1.0,
         "output": str(tmp_path / "assembled"),
-        "data": str(tmp_path),
+        "pictures": [{"source": str(tmp_path), "num_holdout": 40, "split": "holdout", "size": 32}],
         "classes": str(tmp_path / "classes.json"),
         "nouns": str(tmp_path / "words.txt"),
         "familiar_words": str(tmp_path / "familiar.json"),
@@ -178,7 +183,7 @@ def test_the_parts_become_a_model_folder_that_looks(parts, tmp_path, capsys):
     ) == (2, 2, 2)
     assert steerer.language.vocabulary.shape == (7, 24)  # six names and "animal"
     assert steerer.language.known == ("cat", "beagle", "lemon", "teapot", "bridge", "sweater", "animal")
-    assert steerer.look("sample:cat", "кошка").verdict == "unsure"
+    assert steerer.look("sample:cat", "кошка").verdict == "unknown"
     assert steerer.goal("a cat").unfamiliar == ""
     printed = capsys.readouterr().out
     assert f'familiar words: {{"least": {steerer.language.least}' in printed
@@ -194,3 +199,26 @@ def test_the_parts_become_a_model_folder_that_looks(parts, tmp_path, capsys):
         assert 0 < look.probability < 1
         # six kinds, 20 scenes, a present and an absent goal each
         assert f"{look.prior}: verdict on 240 trials" in printed
+
+
+def test_photographs_are_shown_whole_in_groups_of_one_shape(parts, tmp_path, toy):
+    for index, (width, height) in enumerate([(64, 32), (32, 64), (66, 32), (32, 32), (400, 20)]):
+        folder = tmp_path / "wide" / "train" / ("first" if index else "second")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, height), (50 * index, 0, 0)).save(folder / f"{index}.png")
+    config = PictureConfig(source=str(tmp_path / "wide"), size=16)
+    pictures = Pictures([config], toy.network.card["classes"])
+    assert list(photographs(toy.network, [config], pictures)) == []  # this network squashes what it sees
+    kept = dataclasses.replace(toy.network.preprocessing, keeps_aspect=True)
+    network = Network(toy.network.model, toy.network.card, kept, toy.network.defaults, toy.network.device)
+    groups = list(photographs(network, [config], pictures))
+    shapes = {tuple(shown.trials.scenes.pixels.shape[-2:]): len(shown.rows) for shown in groups}
+    assert shapes == {(32, 64): 2, (64, 32): 1, (32, 32): 1, (32, 96): 1}  # a strip is squashed to 3:1
+    assert sorted(row for shown in groups for row in shown.rows.flatten().tolist()) == [0, 1, 2, 3, 4]
+    for shown in groups:
+        assert (shown.trials.absent != shown.trials.present).all()
+        reds = (shown.trials.scenes.pixels[:, 0].mean((1, 2)) * 255 / 50).round().int().tolist()
+        _, labels = pictures.sets[0]
+        stored = [int(pictures.sets[0][0][row, 0].float().mean() / 50 + 0.5) for row in shown.rows[:, 0].tolist()]
+        assert reds == stored  # a row is that of the picture in memory
+        assert (labels[shown.rows[:, 0]] == shown.trials.present).all()

@@ -34,7 +34,7 @@ print(json.dumps({"found": found, "path": sys.path == path, "public": public, "o
 """
 
 STEERER = """
-import json, sys
+import json, os, sys
 import torch
 import prior  # the user's own, and there first
 source, model, names = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
@@ -46,7 +46,10 @@ try:
     torch.hub.load(source, "steerer", "nonsense", source="local")
 except ValueError as error:
     refused = str(error)
+os.environ["STEER_MODEL"] = model
+default = torch.hub.load(source, "steerer", device="cpu", source="local")
 found = {"model": look.model, "verdict": look.verdict, "refused": refused, "home": type(steerer).__module__}
+found["default"] = default.network.card["name"]
 """
 
 # The four examples of the published README, with a local file for the weights, and what else is published.
@@ -181,7 +184,7 @@ def test_the_dependencies_are_what_the_entry_points_import(toy_folder, weights, 
 def test_the_steerer_loads_and_looks_from_another_folder(toy_folder, tmp_path):
     """Although the user's own `prior` was imported before ours; late imports of ours still find ours."""
     found = run(STEERER, tmp_path, str(toy_folder))
-    assert found["model"] == "toy"
+    assert found["model"] == found["default"] == "toy"
     assert found["verdict"] in ("present", "absent", "unsure")
     assert found["home"].startswith("_lrm_steering_")
     assert "model: got 'nonsense'" in found["refused"]

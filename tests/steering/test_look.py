@@ -33,6 +33,7 @@ KEYS = [
     "after",
     "seconds",
     "notes",
+    "nearest",
 ]
 
 
@@ -126,6 +127,17 @@ def test_notes_are_lines_of_the_text_and_a_list_of_the_json() -> None:
     assert "note:" not in str(make())
 
 
+def test_what_the_network_has_no_eyes_for_is_told_without_a_number() -> None:
+    why = "“person” is not like any thing that this network knows; the nearest are “tabby” and “lion”"
+    look = make(verdict="unknown", probability=None, notes=(why,), nearest=("tabby", "two\nlines"))
+    assert str(look).splitlines()[1].startswith("  UNKNOWN · evidence +2.31 nats")
+    assert f"  note: {why}" in str(look).splitlines()
+    assert "probability" not in str(look)
+    plain = json.loads(json.dumps(look.as_dict()))
+    assert (plain["verdict"], plain["probability"], plain["nearest"]) == ("unknown", None, ["tabby", "two\\nlines"])
+    assert "NOT CALIBRATED" in str(make(verdict=None, probability=None))
+
+
 def test_text_stays_narrow_and_its_columns_align() -> None:
     lines = make().text(top=5).splitlines()[4:]
     assert max(map(len, lines)) <= 90
@@ -170,6 +182,7 @@ def test_what_is_not_believed_is_drawn_faintly_and_not_called_found() -> None:
         ("present", 0.93, "where steering found it"),
         ("unsure", 0.5, "where it may be"),
         ("absent", 0.05, "not found"),
+        ("unknown", None, "no eyes for it"),
         (None, None, "where steering found it"),
     ):
         look = make(verdict=verdict, probability=probability)
@@ -178,6 +191,10 @@ def test_what_is_not_believed_is_drawn_faintly_and_not_called_found() -> None:
         saturations[verdict] = float(np.ptp(np.asarray(overlay), axis=2).mean())
     assert saturations["absent"] < 0.3 * saturations["unsure"] < 0.3 * saturations["present"]
     assert saturations[None] == saturations["present"]
+    assert saturations["unknown"] == 0
+    shown = texts(make(verdict="unknown", probability=None, is_complement=True))
+    assert {"unknown", "no eyes for it"} <= set(shown)
+    assert "not calibrated" in texts(make(verdict=None, probability=None))
 
 
 def test_what_was_looked_for_is_drawn_however_low_it_ranks() -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from steering import QueryError, Steerer
+from steering.catalogue import DEFAULT_MODEL, model_names
 from steering.goals import Goal
 from steering.images import open_image
-from steering.loading import model_names
 
 
 @pytest.fixture(params=["toy", "steerer"])
@@ -266,7 +266,7 @@ def test_a_copied_folder_gives_the_same_looks(toy, copy):
     assert a.probability == b.probability
 
 
-@pytest.mark.parametrize("name", ["nonsense", "", "lrm_mini/text"])
+@pytest.mark.parametrize("name", ["nonsense", "", f"{DEFAULT_MODEL}/text"])
 def test_an_unknown_model_is_refused_with_the_choices(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"or one of {', '.join(model_names())}"):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -12,17 +13,19 @@ from lrm_base.card import load_card
 from lrm_base.data import imagenet_names
 from prior.captions import normal, with_article
 from steering import QueryError, Steerer
-from steering.algebra import Term, parse
-from steering.calibrate_words import fit_familiarity, main, read_words
-from steering.familiarity import single_words, suggestion, unfamiliar
+from steering.algebra import Term, combine_goals, parse
+from steering.calibrate_words import WordLists, fit_familiarity, main, read_words
+from steering.catalogue import MODEL_VARIABLE
+from steering.familiarity import Unfamiliar, single_words, suggestion, unfamiliar
 from steering.goals import Goal
 from steering.negation import negated
-from steering.seek import answer
+from steering.seek import answer, is_unknown
 from steering.words import Reading, judged, notes, read
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LISTS = ROOT / "lrm_lab" / "familiar_words.json"
-CARD = json.loads((ROOT / "steering/models/lrm_mini/vocabulary.json").read_text())
+MINI = Path(os.environ[MODEL_VARIABLE])  # the mini model, as tests/conftest.py set it
+CARD = json.loads((MINI / "vocabulary.json").read_text())
 KNOWN = frozenset(normal(name) for name in (*CARD["nouns"], *imagenet_names()))
 
 
@@ -306,9 +309,12 @@ def test_what_is_not_looked_at_does_not_reach_the_network(toy: Steerer):
 
 
 def test_why_no_answer_is_given_is_told():
-    def told(text, cosine=0.4):
+    def found(text, cosine=0.4, nearest=("espresso",)):
         words = frozenset(("coffee", "zebra", "elephant", "teapot"))
-        return unfamiliar(text, cosine, 0.7, "espresso", lambda: words, lambda word: word in words or word == "sky")
+        return unfamiliar(text, cosine, 0.7, nearest, lambda: words, lambda word: word in words or word == "sky")
+
+    def told(text, cosine=0.4):
+        return found(text, cosine).reason
 
     assert told("кошка", 0.9) == "“кошка” is not in Latin letters (Cyrillic): the text encoder reads English only"
     assert "(Chinese)" in told("猫")
@@ -318,7 +324,15 @@ def test_why_no_answer_is_given_is_told():
         assert f"did you mean “{right}”?" in told(wrong)
     assert "did you mean “teapot”?" in told("a teapott", 0.93)  # near, and yet no word
     assert told("the sky") == "“sky” is not like any thing that this network knows; the nearest is “espresso”"
-    assert told("the sky", 0.7) == told("a teapot", 1.0) == ""
+    for nearest, said in (
+        (("cup", "mug"), "the nearest are “cup” and “mug”"),
+        (("cup", "mug", "pot"), "the nearest are “cup”, “mug” and “pot”"),
+    ):
+        reason = f"“sky” is not like any thing that this network knows; {said}"
+        assert found("the sky", 0.4, nearest) == Unfamiliar(reason, nearest)
+    assert found("a cofee").nearest == ("coffee",)
+    assert found("кошка").nearest == found("12").nearest == ()
+    assert found("the sky", 0.7) is found("a teapot", 1.0) is None
 
 
 def test_only_a_word_that_nobody_knows_is_taken_for_a_misspelling():
@@ -331,26 +345,58 @@ def test_only_a_word_that_nobody_knows_is_taken_for_a_misspelling():
 
 
 @pytest.mark.parametrize(
-    ("query", "reason"),
+    ("query", "reason", "count"),
     [
-        ("a cofee", "did you mean “coffee”?"),
-        ("zeebra", "did you mean “zebra”?"),
-        ("elefant", "did you mean “elephant”?"),
-        ("кошка", "not in Latin letters"),
-        ("🐱", "is not a word"),
-        ("happiness", "is not like any thing that this network knows"),
-        ("a person", "is not like any thing"),
-        ("- a person", "is not like any thing"),
-        ("a cat + a person", "is not like any thing"),
+        ("a cofee", "did you mean “coffee”?", 1),
+        ("zeebra", "did you mean “zebra”?", 1),
+        ("elefant", "did you mean “elephant”?", 1),
+        ("кошка", "not in Latin letters", 0),
+        ("🐱", "is not a word", 0),
+        ("happiness", "is not like any thing that this network knows", 3),
+        ("a person", "is not like any thing", 3),
+        ("- a person", "is not like any thing", 3),
+        ("a cat + a person", "is not like any thing", 3),
+        ("a cat - a person", "is not like any thing", 3),
     ],
 )
-def test_the_embedded_model_gives_no_confident_answer_to_words_that_it_cannot_judge(steerer: Steerer, query, reason):
-    assert reason in steerer.goal(query).unfamiliar
+def test_the_embedded_model_has_no_eyes_for_words_that_it_cannot_judge(steerer: Steerer, query, reason, count):
+    goal = steerer.goal(query)
+    assert reason in goal.unfamiliar
+    assert len(goal.nearest) == count
+    assert all(f"“{name}”" in goal.unfamiliar for name in goal.nearest)
     for image in ("sample:cat", "sample:coffee"):
         look = steerer.look(image, query)
-        assert look.verdict == "unsure"
+        assert (look.verdict, look.probability, look.nearest) == ("unknown", None, goal.nearest)
         assert reason in look.notes[-1]
         assert reason in str(look)
+        assert "  UNKNOWN · evidence" in str(look)
+        plain = look.as_dict()
+        assert (plain["verdict"], plain["probability"], plain["nearest"]) == ("unknown", None, list(goal.nearest))
+
+
+def test_what_is_familiar_has_no_nearest(steerer: Steerer):
+    for goal in (steerer.goal("a cat"), steerer.goal("a cat - a dog"), steerer.image_goal("sample:cat")):
+        assert (goal.unfamiliar, goal.nearest, is_unknown(steerer.verdicts, goal)) == ("", (), False)
+    assert steerer.look("sample:cat", "a cat").nearest == ()
+
+
+def test_a_goal_is_unfamiliar_for_a_term_of_a_term(toy: Steerer):
+    strange = Goal("x", torch.zeros(6), "diffusion", unfamiliar="why", nearest=("cat",))
+    inner = combine_goals([(1.0, toy.goal("a cat")), (-1.0, strange)], "inner")
+    outer = combine_goals([(1.0, toy.goal("a cat")), (1.0, inner)], "outer")
+    assert (outer.unfamiliar, outer.nearest) == ("why", ("cat",))
+    for chance in (None, 0.0, 1.0):
+        assert answer(toy.verdicts, outer, chance) == "unknown"
+
+
+def test_a_model_without_a_verdict_says_that_it_is_not_calibrated_whatever_the_words_are(steerer: Steerer):
+    bare = steerer.with_network(steerer.network)
+    look = bare.look("sample:cat", "a person")
+    assert (look.verdict, look.probability, len(look.nearest)) == (None, None, 3)
+    assert "NOT CALIBRATED" in str(look)
+    assert "is not like any thing" in look.notes[-1]
+    assert not is_unknown(bare.verdicts, bare.goal("a person"))
+    assert not is_unknown({"image": steerer.verdicts["image"]}, steerer.goal("image:sample:cat + a person"))
 
 
 def test_every_name_that_the_embedded_model_was_taught_is_familiar(steerer: Steerer):
@@ -359,9 +405,10 @@ def test_every_name_that_the_embedded_model_was_taught_is_familiar(steerer: Stee
 
 
 def test_a_goal_with_notes_survives_pickling_and_copying(toy: Steerer):
-    goal = Goal("x", torch.zeros(3), "image", notes=("one", "two"), unfamiliar="why")
+    goal = Goal("x", torch.zeros(3), "image", notes=("one", "two"), unfamiliar="why", nearest=("cat",))
     for other in (pickle.loads(pickle.dumps(goal)), copy.deepcopy(goal), copy.copy(goal)):
-        assert (other.notes, other.unfamiliar, other.is_complement) == (("one", "two"), "why", False)
+        assert (other.notes, other.unfamiliar, other.nearest) == (("one", "two"), "why", ("cat",))
+        assert not other.is_complement
     negative = pickle.loads(pickle.dumps(toy.goal("- a red cat")))
     assert negative.is_complement
     assert len(negative.notes) == 2
@@ -373,16 +420,16 @@ def test_a_goal_with_notes_survives_pickling_and_copying(toy: Steerer):
 
 
 def test_the_stored_threshold_is_what_the_stored_lists_give(steerer: Steerer):
-    known, unknown = read_words(LISTS)
-    assert min(len(known), len(unknown)) >= 150
-    found = fit_familiarity(steerer.language, known, unknown)
+    words = read_words(LISTS)
+    assert min(len(words.known_reporting), len(words.unknown_reporting)) >= 75
+    found = fit_familiarity(steerer.language, words)
     assert found == CARD["familiarity"]
     assert steerer.language.least == found["least"]
     assert found["known_called_unfamiliar"]["choosing"] <= 0.05
     assert found["known_called_unfamiliar"]["reporting"] <= 0.05
     assert found["unknown_called_unfamiliar"]["choosing"] >= 0.95
     assert found["unknown_called_unfamiliar"]["reporting"] >= 0.90
-    called = [bool(goal.unfamiliar) for goal in steerer.goals(known[1::2])]
+    called = [bool(goal.unfamiliar) for goal in steerer.goals(words.known_reporting)]
     assert sum(called) / len(called) == pytest.approx(found["known_called_unfamiliar"]["reporting"], abs=1e-3)
 
 
@@ -417,18 +464,19 @@ def test_the_command_writes_the_threshold_into_the_model(worded, tmp_path, capsy
     assert found["unknown_called_unfamiliar"] == {"choosing": 1.0, "reporting": 1.0}
     steerer = Steerer.load(worded, device="cpu")
     assert steerer.language.least == found["least"]
-    assert steerer.look("sample:cat", "кошка").verdict == "unsure"
+    assert steerer.look("sample:cat", "кошка").verdict == "unknown"
     assert Steerer.load(worded, prior="class-names", device="cpu").goal("кошка").unfamiliar
 
 
 def test_lists_that_no_threshold_divides_are_refused(steerer: Steerer, tmp_path, capsys):
+    lists = WordLists.split(["love", "hope", "fear", "time"], ["a cat", "a dog", "a hat", "a car"])
     with pytest.raises(ValueError, match="words: no threshold"):
-        fit_familiarity(steerer.language, ["love", "hope", "fear", "time"], ["a cat", "a dog", "a hat", "a car"])
+        fit_familiarity(steerer.language, lists)
     with pytest.raises(ValueError, match="words: got 1 known and 4 unknown"):
-        fit_familiarity(steerer.language, ["a cat"], ["b"] * 4)
+        WordLists.split(["a cat"], ["b"] * 4)
     (tmp_path / "odd.json").write_text("[]")
     with pytest.raises(SystemExit):
-        main(["lrm_mini", str(tmp_path / "odd.json")])
+        main([str(MINI), str(tmp_path / "odd.json")])
     assert "expected a JSON file of two lists, known and unknown" in capsys.readouterr().err
 
 

@@ -50,6 +50,24 @@ def test_a_look_sees_the_whole_photograph_in_its_aspect(wide: Steerer):
     look.plot()
 
 
+def test_detail_shows_a_photograph_larger_and_the_look_says_so(wide: Steerer):
+    picture = open_image("sample:cat").resize((192, 64))
+    finer = wide.network.in_detail(2.0)
+    assert finer.pixels(picture).shape == (1, 3, 64, 192)
+    assert wide.network.in_detail(1.0) is wide.network
+    look = wide.with_network(finer, wide.verdicts).look(picture, "a cat")
+    assert look.notes == ("seen at 64 px instead of 32 px, for which the verdict was calibrated",)
+    assert look.heatmap.shape == tuple(2 * side for side in wide.look(picture, "a cat").heatmap.shape)
+    for detail in (0.4, 5.0, float("nan")):
+        with pytest.raises(ValueError, match="detail: got"):
+            wide.network.in_detail(detail)
+
+
+def test_a_network_that_sees_squares_of_one_size_has_no_detail(toy: Steerer):
+    with pytest.raises(ValueError, match="detail: got 2, expected 1: toy sees squares of one size"):
+        toy.network.in_detail(2.0)
+
+
 @pytest.mark.parametrize("keep", ["pixels", "first-pass", "nothing"])
 def test_a_search_of_many_shapes_says_what_a_look_at_each_file_says(wide: Steerer, folder: Path, tmp_path: Path, keep):
     gallery = Gallery.open(tmp_path / "gallery", wide, keep=keep)

@@ -186,6 +186,47 @@ def test_a_stream_gives_every_image_once_page_by_page(filled: Gallery):
     assert len(list(filled.stream("a cat", where="width = 61"))) == 1
 
 
+def strange(gallery: Gallery) -> Goal:
+    """The goal for a cat, as if the network had no eyes for it."""
+    return Goal("a cta", gallery.goal("a cat").vector, "diffusion", unfamiliar="“cta” is no word", nearest=("cat",))
+
+
+def test_words_that_the_network_has_no_eyes_for_rank_nothing(filled: Gallery):
+    goal = strange(filled)
+    for query in (goal, combine_goals([(1.0, filled.goal("a lemon")), (-1.0, goal)], "a lemon - a cta")):
+        hits = filled.search(query, threshold=0.5)
+        assert (list(hits), hits.answer, hits.images, hits.looked_at, hits.prevalence) == ([], "unknown", 12, 0, None)
+        assert (hits.present, hits.expected, hits.notes[-1]) == ([], 0.0, "“cta” is no word")
+        plain = json.loads(json.dumps(hits.as_dict()))
+        assert (plain["answer"], plain["hits"], plain["nearest"]) == ("unknown", [], ["cat"])
+        with pytest.raises(QueryError, match="“cta” is no word; anyway=True ranks all the same"):
+            filled.stream(query)
+    with pytest.raises(GalleryError):
+        filled.search(goal, where="nonsense = 1")
+
+
+def test_words_without_eyes_rank_anyway_without_a_number(filled: Gallery):
+    goal, same = strange(filled), filled.search("a cat", top=12)
+    hits = filled.search(goal, top=12, anyway=True)
+    assert (hits.answer, hits.prevalence, hits.looked_at) == ("unknown", None, 12)
+    assert [hit.path for hit in hits] == [hit.path for hit in same]
+    assert [hit.evidence for hit in hits] == [hit.evidence for hit in same]
+    streamed = list(filled.stream(goal, anyway=True, page=5))
+    assert [hit.path for hit in streamed] == [hit.path for hit in filled.stream("a cat", page=5)]
+    for hit in (*hits, *streamed):
+        assert (hit.verdict, hit.alone, hit.probability) == ("unknown", None, None)
+    assert {hit.verdict for hit in filled.search(goal, rerank=0, anyway=True)} == {None}
+    with pytest.raises(ValueError, match=r"threshold: got 0\.5, but toy has no eyes for 'a cta'"):
+        filled.search(goal, threshold=0.5, anyway=True)
+
+
+def test_a_gallery_of_a_model_without_a_verdict_ranks_by_evidence_whatever_the_words_are(filled: Gallery, toy: Steerer):
+    bare = Gallery(filled.store, toy.with_network(toy.network))
+    hits = bare.search(strange(filled))
+    assert (len(hits), hits.answer, hits[0].verdict) == (10, None, None)
+    assert len(list(bare.stream(strange(filled)))) == 12
+
+
 def test_threads_find_what_one_finds(filled: Gallery):
     queries = ["a cat", "a beagle", "a lemon", "a teapot"] * 4
     alone = [list(filled.search(query)) for query in queries]

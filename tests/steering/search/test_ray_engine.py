@@ -83,6 +83,21 @@ def test_an_image_that_kills_every_reader_costs_only_itself(toy_folder: Path, to
     assert report.skipped == {"deadly": "made its reader crash"}
 
 
+def test_actors_load_the_model_that_is_the_default_in_this_process(toy_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    from steering.catalogue import MODEL_VARIABLE
+    from steering.search import ray_engine
+    from steering.search.decode import Task
+    from steering.search.files import Entry
+
+    given: list[tuple] = []
+    monkeypatch.setenv(MODEL_VARIABLE, str(toy_folder))
+    monkeypatch.setattr(ray_engine, "_connect", lambda address: False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray_engine, "_pipeline", lambda *rest: given.append(rest[-1]["fn_constructor_args"]) or ())
+    assert list(ray_engine.ray_engine(device="cpu")([Task(Entry("cat", 0, 0, "sample:cat"))])) == []
+    assert given == [(str(toy_folder), "cpu", False)]
+
+
 def test_a_cluster_that_does_not_answer_is_told(toy_folder: Path, toy: Steerer):
     from steering.search import ray_engine
 
