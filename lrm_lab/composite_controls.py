@@ -27,6 +27,7 @@ CONTROL_NAMES = {
     "additive": "additive feedback",
     "last_layer": "gain on the last features",
     "plain": "plain twin, constant",
+    "twin": "twin without goals",
     "zero_shot": "zero-shot by the text encoder, constant",
 }
 
@@ -57,7 +58,8 @@ def run_controls(
         if name == "plain":
             settings[name] = [constant_top_one(seen.first, seen.first, trials, CONSTANTS)]
             continue
-        strengths = sorted({*STRENGTHS, float(positive_gain(steerer.network.defaults.strength))})
+        own = float(positive_gain(steerer.network.defaults.strength))
+        strengths = [own] if name == "twin" else sorted({*STRENGTHS, own})  # a twin does the same whatever the goal
         pairs = [run_both(twin, trials, seen, goals, strength) for strength in strengths]
         settings[name] = [constant_top_one(*pair, trials, CONSTANTS) for pair in pairs]
     return {name: max(choices, key=_present_at_five) for name, choices in settings.items()}

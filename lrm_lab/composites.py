@@ -25,9 +25,9 @@ from lrm_lab.composite_controls import positive_gain, run_controls
 from lrm_lab.goals import GoalSets, verdict_of
 from lrm_lab.statistics import CONSTANTS, against_controls, auroc, auroc_difference, mean_interval, resampling
 from lrm_lab.trials import constant_top_one, run_both, steering_top_one
-from steering.evidence import UNSTEERED, features, support
+from steering.evidence import TWIN, UNSTEERED, features, support
 from steering.network import Network
-from steering.rollouts import Unsteered, run_unsteered
+from steering.rollouts import Unsteered, run_steered, run_unsteered
 from steering.steerer import Steerer
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -95,7 +95,7 @@ def _measure_kind(
     result["at_equal_absent"] = against_controls(steered, controls)
     gained = [top1(output, trials.present).cpu().float() for output in (afters[own][0], unsteered.last)]
     result["gain_interval"] = mean_interval(gained[0] - gained[1], weights)
-    scored = trial_scores(steerer, trials, unsteered, goals, afters[own])
+    scored = trial_scores(steerer, trials, unsteered, goals, afters[own], trained.get("twin"))
     return {**result, **detection(*scored)}, scored
 
 
@@ -123,19 +123,26 @@ def rates(afters: tuple[Tensor, Tensor], trials: Trials, weights: Tensor) -> dic
 
 
 def trial_scores(
-    steerer: Steerer, trials: Trials, unsteered: Unsteered, goals: GoalSets, afters: tuple[Tensor, Tensor]
+    steerer: Steerer,
+    trials: Trials,
+    unsteered: Unsteered,
+    goals: GoalSets,
+    afters: tuple[Tensor, Tensor],
+    twin: Network | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of every trial, present goals first.
 
     Returns:
-        The verdict's probability (b,), five other scores (5, b), and the right answer (b,). The five are the goal's
-        logit after the first and after the last unsteered pass, its support before and after steering, and the
-        probability by a verdict that was fitted on the first pass alone. Where there is no such verdict, the support
-        before steering stands in for it.
+        The verdict's probability (b,), other scores (s, b), and the right answer (b,). The others are the goal's logit
+        after the first and after the last unsteered pass, its support before and after steering, and the probability
+        by a verdict that was fitted on the first pass alone. Where there is no such verdict, the support before
+        steering stands in for it. The sixth is the probability by the twin, if there is one with a verdict.
     """
     verdict = verdict_of(steerer)
     table = goals.by[steerer.language.prior.source]
     unaided = steerer.verdicts.get(f"{steerer.language.prior.source}{UNSTEERED}")
+    by_twin = steerer.verdicts.get(f"{steerer.language.prior.source}{TWIN}")
+    seen = None if twin is None or by_twin is None else run_unsteered(twin, trials.scenes.pixels)
     probabilities, scores, outcomes = [], [], []
     for is_present, classes, after in zip((1, 0), (trials.present, trials.absent), afters, strict=True):
         first, places, familiarity = unsteered.first, unsteered.places, goals.familiarity[classes]
@@ -146,12 +153,17 @@ def trial_scores(
         supports = [support(output, table[classes]) for output in (unsteered.first, after)]
         rows = torch.stack([*plain, *supports]).cpu()
         alone = features(first, first, places, table[classes], familiarity).cpu()
-        scores.append(torch.cat([rows, (rows[2] if unaided is None else unaided.probability(alone))[None]]))
+        found = [*rows, rows[2] if unaided is None else unaided.probability(alone)]
+        if twin is not None and by_twin is not None and seen is not None:
+            its = run_steered(twin, seen, table[classes])
+            values = features(first, its, places, table[classes], familiarity)
+            found.append(by_twin.probability(values.cpu()))
+        scores.append(torch.stack(found))
         outcomes.append(torch.full((len(classes),), is_present))
     return torch.cat(probabilities), torch.cat(scores, 1), torch.cat(outcomes)
 
 
-def detection(probability: Float[Tensor, " b"], scores: Float[Tensor, "5 b"], outcome: Tensor) -> dict[str, Any]:
+def detection(probability: Float[Tensor, " b"], scores: Float[Tensor, "s b"], outcome: Tensor) -> dict[str, Any]:
     """How well present goals are told from absent ones (AUROC), and the verdict's calibration error over 15 bins.
 
     Args:
@@ -159,6 +171,12 @@ def detection(probability: Float[Tensor, " b"], scores: Float[Tensor, "5 b"], ou
     """
     first, last = (auroc(row, outcome) for row in scores[:2])
     best = scores[0] if first >= last else scores[1]
+    twin = {}
+    if len(scores) > 5:
+        twin = {
+            "auroc_twin_verdict": auroc(scores[5], outcome),
+            "auroc_twin_interval": auroc_difference(probability, scores[5], outcome),
+        }
     return {
         "auroc_verdict": auroc(probability, outcome),
         "auroc_unsteered_logit": auroc(best, outcome),
@@ -169,6 +187,7 @@ def detection(probability: Float[Tensor, " b"], scores: Float[Tensor, "5 b"], ou
         "auroc_gain": auroc(probability, outcome) - auroc(best, outcome),
         "auroc_gain_interval": auroc_difference(probability, best, outcome),
         "calibration_error": float(binary_calibration_error(probability, outcome, n_bins=15)),
+        **twin,
     }
 
 

@@ -14,6 +14,7 @@ BAR_CONTROLS = ("constant", "additive", "last_layer")
 SCORES = {
     "auroc_verdict": "verdict",
     "auroc_unsteered_verdict": "verdict without steering",
+    "auroc_twin_verdict": "verdict by the twin without goals",
     "auroc_steered_support": "support after",
     "auroc_unsteered_support": "support before",
 }
@@ -76,10 +77,11 @@ def gains(measured: dict[str, Any]) -> str:
     head = ("scene", "goal by", "present: top-1", "present: top-5", "absent: top-1", "J", "both in top 2")
     lines += [markdown_table(head, rows), ""]
     scores = []
+    shown = {key: name for key, name in SCORES.items() if key in pooled}
     for kind, entry in {**kinds, "composites, pooled": pooled}.items():
-        areas = [f"{entry[key]:.3f}" for key in (*SCORES, "auroc_unsteered_logit")]
+        areas = [f"{entry[key]:.3f}" for key in (*shown, "auroc_unsteered_logit")]
         scores.append((kind, *areas, f"{entry['calibration_error']:.3f}"))
-    names = ("present or absent, AUROC", *SCORES.values(), "unsteered logit", "calibration error")
+    names = ("present or absent, AUROC", *shown.values(), "unsteered logit", "calibration error")
     return "\n".join([*lines, markdown_table(names, scores)])
 
 
@@ -152,7 +154,7 @@ def sweeps(measured: dict[str, Any]) -> str:
 def rows(measured: dict[str, Any]) -> list[Row]:
     """J, present and absent rates, differences from the best control, and how well the verdict tells them apart."""
     kinds = measured["kinds"]
-    return [*_rates(kinds), *_above_controls(kinds), *_verdict(measured["pooled"])]
+    return [*_rates(kinds), *_above_controls(kinds), *_verdict(measured["pooled"]), *_above_twin(measured)]
 
 
 def _rates(kinds: dict[str, Any]) -> list[Row]:
@@ -198,3 +200,19 @@ def _verdict(pooled: dict[str, Any]) -> list[Row]:
             "present or absent on composites, expected calibration error", f"{error:.3f}", "≤ 0.05", error <= 0.05
         ),
     ]
+
+
+def _above_twin(measured: dict[str, Any]) -> list[Row]:
+    """What the goal adds to a second pass that learned the same scenes without one."""
+    rows = []
+    for name, entry, bar in (
+        ("composites", measured["pooled"], 0.01),
+        ("blends", measured["kinds"]["blend"], 0.02),
+    ):
+        if "auroc_twin_verdict" not in entry:
+            continue
+        added, interval = entry["auroc_verdict"] - entry["auroc_twin_verdict"], entry["auroc_twin_interval"]
+        figure = f"{entry['auroc_twin_verdict']:.3f} ({signed(added, interval, 1, 3)})"
+        what = f"… {name}, by a twin that learned the same scenes without goals (what the goal adds)"
+        rows.append(table_row(what, figure, f"≥ +{bar}", added >= bar - 1e-9 and interval[0] > 0))
+    return rows

@@ -3,6 +3,7 @@ r"""Networks that could refute steering: the same backbone, trained the same way
 - `additive`: every path adds instead of multiplying.
 - `last_layer`: the goal scales the last features and nothing else.
 - `plain`: no feedback at all; its training steps went into seeing.
+- `twin`: the same feedback, trained on the same scenes, with a constant in place of the goal.
 
 The controls of an embedded model lie in `lrm_lab/weights/NAME/`. NAME is the name in the model's card, so they are
 found wherever its folder lies. Those of a model folder of your own lie in its `controls/`. The installed package lacks
@@ -29,7 +30,7 @@ from lrm_core.model import LRM
 from lrm_core.weights import build, load_published
 from steering.loading import MODELS
 
-NAMES = ("additive", "last_layer", "plain")
+NAMES = ("additive", "last_layer", "plain", "twin")
 WEIGHTS = Path(__file__).parent / "weights"
 LARGE = 100_000  # elements
 SCALE = ".scale"

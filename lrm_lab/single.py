@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrm_core.trials import top1
 from lrm_lab.statistics import mean_interval, resampling
-from steering.rollouts import BATCH, class_goals, inputs_of
+from steering.rollouts import batch_of, class_goals, inputs_of
 from steering.steerer import Steerer
 
 
@@ -22,7 +22,8 @@ def measure(steerer: Steerer, pixels: Float[Tensor, "n 3 s s"], labels: Tensor) 
     """
     network, goals = steerer.network, class_goals(steerer)
     batches: list[Tensor] = []
-    for part, answer in zip(pixels.split(BATCH), labels.split(BATCH), strict=True):
+    batch = batch_of(network, pixels)
+    for part, answer in zip(pixels.split(batch), labels.split(batch), strict=True):
         glance = network.glance(inputs_of(network, part))
         outputs = [*network.unsteered(glance), network.steer(glance, goals[answer.to(goals.device)])]
         batches.append(torch.stack([top1(output, answer) for output in outputs]).cpu())

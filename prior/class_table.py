@@ -47,7 +47,16 @@ MISLEADING = {
     "n02785648": ("patch",),  # bandage
     "n03497657": ("lid",),  # hat
     "n02834778": ("wheel",),  # bicycle
-    "n03959701": ("scale", "shell"),  # armour plate
+    "n03959701": ("plate", "scale", "shell"),  # armour plate
+    "n03959936": ("plate",),  # home plate of baseball, to which WordNet counts the puck
+    "n01694709": ("monitor",),  # monitor lizard
+    "n02062430": ("blower",),  # cetacean
+    "n02384858": ("racer",),  # greyhound
+    "n04091097": ("rig",),  # drilling platform
+    "n04403638": ("scope",),  # telescope
+    "n02856463": ("board",),  # scoreboard
+    "n03100346": ("convertible",),  # sofa bed
+    "n06263369": ("press",),  # public press
     "n03540267": ("hose",),  # hosiery
     "n04417809": ("house",),  # theater
     "n02946921": ("tin",),  # can

@@ -27,6 +27,7 @@ from lrm_core.pictures import PictureConfig, Pictures
 from lrm_core.prototypes import Prototypes
 from lrm_core.scenes import KINDS
 from lrm_core.trials import Trials, build, draw, top1
+from lrm_core.weights import load_model
 from prior.captions import Vocabulary
 from prior.class_names import ClassNamesPrior
 from prior.data import read_held_out, read_nouns, vocabulary_anchors
@@ -42,7 +43,7 @@ from steering.calibrate_verdicts import (
     wordless_goals,
 )
 from steering.calibrate_words import fit_familiarity, read_words, write_familiarity
-from steering.evidence import FEATURES, UNSTEERED, save_verdicts
+from steering.evidence import FEATURES, TWIN, UNSTEERED, save_verdicts
 from steering.language import prior_file
 from steering.network import Defaults, Network
 from steering.rollouts import Unsteered, class_goals, run_steered, run_unsteered
@@ -55,6 +56,7 @@ class CalibrationConfig(Config):
     Attributes:
         backbone, prior, text: folders of the trained parts. The prior is one of any kind (`prior.trained`).
         prototypes: a file of `lrm_core.prototypes`.
+        twin: folder of a model that learned the same scenes without goals. Its verdict is a control for the laboratory.
         output: the model folder to write.
         pictures: labelled images that the backbone was not trained on; see `lrm_core.pictures`.
         strengths, passes: tried together. The pair with the best J is taken, among those that keep absent goals rare.
@@ -73,6 +75,7 @@ class CalibrationConfig(Config):
     prior: str
     text: str
     prototypes: str
+    twin: str | None = None
     output: str
     pictures: list[PictureConfig]
     classes: str
@@ -230,7 +233,10 @@ def calibrate(config: CalibrationConfig) -> None:
         "image": image_goals(steerer, pictures, config.seed),
     }
     generator = torch.Generator().manual_seed(config.seed)
-    examples = Examples(network, ways, config.near, generator)
+    twin = None
+    if config.twin is not None:
+        twin = network.with_model(load_model(Path(config.twin) / "backbone.safetensors", network.device)[0])
+    examples = Examples(network, ways, config.near, generator, twin)
     for kind in tqdm(KINDS, desc="verdict examples", disable=None):
         examples.add(scenes_of(kind, pictures, count, config))
     for shown in photographs(network, config.pictures, pictures):
@@ -242,6 +248,9 @@ def calibrate(config: CalibrationConfig) -> None:
         verdicts[f"{way}{UNSTEERED}"] = fit_verdict(without, answers, config.ridge)  # to compare with
         right = ((verdicts[way].probability(values) >= 0.5) == (answers > 0.5)).float().mean()
         print(f"{way}: verdict on {len(answers)} trials, {right:.1%} right")
+    if twin is not None:
+        way = f"{next(iter(ways))}{TWIN}"
+        verdicts[way] = fit_verdict(*examples.of(way)[::2], config.ridge)
     save_verdicts(folder / "verdict.json", verdicts, network.card["sha256"])
     print(f"features: {', '.join(FEATURES)}")
     if config.familiar_words:

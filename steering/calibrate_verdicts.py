@@ -19,7 +19,7 @@ from lrm_core.pictures import PictureConfig, Pictures, select
 from lrm_core.scenes import Scenes
 from lrm_core.trials import Trials, near_misses
 from prior.captions import Vocabulary, with_article
-from steering.evidence import Verdict, expand, features
+from steering.evidence import TWIN, Verdict, expand, features
 from steering.images import framed
 from steering.network import Network
 from steering.rollouts import run_steered, run_unsteered
@@ -117,12 +117,14 @@ class Examples:
 
     Attributes:
         near: share of the absent goals that are near misses.
+        twin: a network that learned the same scenes without goals. It looks as well, for the first way, as a control.
     """
 
     network: Network
     ways: Mapping[str, MakeGoals]
     near: float
     generator: torch.Generator
+    twin: Network | None = None
     rows: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
 
     def add(self, shown: Shown) -> None:
@@ -133,6 +135,7 @@ class Examples:
         near = near_misses(first, trials.scenes.labels, self.generator)
         is_near = (torch.rand(len(near), generator=self.generator) < self.near).to(near.device)
         absent = torch.where(is_near, near, trials.absent.to(near)).cpu()
+        seen = None if self.twin is None else run_unsteered(self.twin, trials.scenes.pixels)
         for way, make in self.ways.items():
             for is_present, classes in ((True, trials.present), (False, absent)):
                 goals, familiarity = make(shown, classes, is_present)
@@ -140,7 +143,12 @@ class Examples:
                 values, without = (
                     features(first, output, places, goals, familiarity).cpu() for output in (after, first)
                 )
-                self.rows.setdefault(way, []).append((values, without, torch.full((len(values),), float(is_present))))
+                answers = torch.full((len(values),), float(is_present))
+                self.rows.setdefault(way, []).append((values, without, answers))
+                if self.twin is not None and seen is not None and way == next(iter(self.ways)):
+                    after = run_steered(self.twin, seen, goals)
+                    values = features(first, after, places, goals, familiarity).cpu()
+                    self.rows.setdefault(f"{way}{TWIN}", []).append((values, values, answers))
 
     def of(self, way: str) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n f"], Float[Tensor, " n"]]:
         """All that was added, for one way of making goals."""

@@ -15,7 +15,7 @@ from lrm_base.card import load_card
 from steering.errors import printable
 
 MODELS = Path(__file__).parent / "models"
-DEFAULT_MODEL = "lrm_mini"
+DEFAULT_MODEL = "lrm_lite"
 MODEL_VARIABLE = "STEER_MODEL"
 PUBLISHED_MODELS = ("alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3")
 _IMAGENET = "_IMAGENET_CATEGORIES"  # the list in torchvision/models/_meta.py

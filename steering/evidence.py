@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 UNSTEERED = " without steering"  # ends the names of verdicts that were fitted on the first pass alone, as a control
+TWIN = " by a twin without goals"  # and of verdicts that were fitted on such a twin's second pass
 TINY = 1e-30  # stands for a weight of zero in logarithms
 Answer = Literal["present", "absent", "unsure", "unknown"]  # unknown: no eyes for it; see `steering.familiarity`
 FEATURES = (

@@ -52,12 +52,17 @@ def inputs_of(network: Network, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tenso
     return network.preprocessing.normalise(fit(pixels, network.preprocessing.size).to(network.device))
 
 
+def batch_of(network: Network, pixels: Float[Tensor, "b 3 h w"]) -> int:
+    """How many of these images a network takes at a time."""
+    height, width = fit(pixels[:1], network.preprocessing.size).shape[-2:]
+    return max(1, BATCH * 96 * 96 // (height * width))
+
+
 @torch.no_grad()
 def run_unsteered(network: Network, pixels: Float[Tensor, "b 3 h w"], batch: int | None = None) -> Unsteered:
     """All passes without a goal over pixels in 0–1. Batches have `batch` images, or a number that fits their size."""
     glances, last = [], []
-    height, width = fit(pixels[:1], network.preprocessing.size).shape[-2:]
-    for part in pixels.split(batch or max(1, BATCH * 96 * 96 // (height * width))):
+    for part in pixels.split(batch or batch_of(network, pixels)):
         glance = network.glance(inputs_of(network, part))
         glances.append(glance)
         last.append(network.unsteered(glance)[-1])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from steering import Steerer
 
 ROOT = Path(__file__).resolve().parent.parent
-MINI = ROOT / "steering" / "models" / "lrm_mini"
+MINI = ROOT / "tests" / "models" / "lrm_mini"
 os.environ["STEER_MODEL"] = str(MINI)  # of subprocesses, too
 
 

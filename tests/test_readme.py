@@ -109,7 +109,7 @@ def test_the_brain_scores_module_runs(shipped_default):
     scope: dict = {}
     exec(code, scope)
     steerer, seen = scope["steerer"], []
-    scope["model"].taps["layer3"].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    scope["model"].taps["act"].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     size = steerer.network.preprocessing.size
     image = torch.zeros(1, 3, size, size)
     output = scope["model"](image)

@@ -17,7 +17,7 @@ from lrm_lab.statistics import CONSTANTS, rate_at, resampling
 from lrm_lab.trials import constant_top_one
 from prior.captions import with_article
 from steering import Steerer
-from steering.evidence import UNSTEERED, support
+from steering.evidence import TWIN, UNSTEERED, support
 from steering.rollouts import class_goals, run_steered, run_unsteered
 
 
@@ -249,3 +249,19 @@ def test_detection_tells_ranking_from_calibration():
     assert boastful["calibration_error"] == pytest.approx(0.25, abs=0.02)
     assert boastful["auroc_gain"] < 0
     assert boastful["auroc_gain_interval"][1] < 0
+
+
+def test_a_twin_is_judged_by_its_own_verdict_on_its_own_second_pass(toy, trials):
+    goals = GoalSets.of(toy, None, 0)
+    unsteered = run_unsteered(toy.network, trials.scenes.pixels)
+    table = goals.by["diffusion"]
+    afters = tuple(run_steered(toy.network, unsteered, table[classes]) for classes in (trials.present, trials.absent))
+    plain = trial_scores(toy, trials, unsteered, goals, afters, toy.network)
+    assert len(plain[1]) == 5  # no verdict was fitted on a twin
+    twin = toy.with_network(toy.network, {**toy.verdicts, f"diffusion{TWIN}": toy.verdicts["diffusion"]})
+    probability, scores, outcome = trial_scores(twin, trials, unsteered, goals, afters, toy.network)
+    torch.testing.assert_close(scores[5], probability)  # a twin that is the network itself
+    found = detection(probability, scores, outcome)
+    assert found["auroc_twin_verdict"] == pytest.approx(found["auroc_verdict"])
+    assert found["auroc_twin_interval"] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert "auroc_twin_verdict" not in detection(probability, scores[:5], outcome)

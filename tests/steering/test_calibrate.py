@@ -15,7 +15,7 @@ from lrm_core.trials import make_trials, top1
 from steering import Steerer
 from steering.calibrate import CalibrationConfig, calibrate, choose_defaults, pick
 from steering.calibrate_verdicts import fit_verdict, photographs
-from steering.evidence import FEATURES, UNSTEERED, expand
+from steering.evidence import FEATURES, TWIN, UNSTEERED, expand
 from steering.network import Network
 from steering.rollouts import class_goals, run_steered, run_unsteered
 
@@ -142,6 +142,7 @@ def parts(toy_folder, tmp_path):
         "prior": str(tmp_path / "prior"),
         "text": str(toy_folder / "text"),
         "prototypes": str(tmp_path / "prototypes" / "prototypes.safetensors"),
+        "twin": str(tmp_path / "backbone"),
         "most_absent": 1.0,
         "most_absent_single": 1.0,
         "output": str(tmp_path / "assembled"),
@@ -163,9 +164,12 @@ def test_the_parts_become_a_model_folder_that_looks(parts, tmp_path, capsys):
     calibrate(CalibrationConfig.parse(parts))
     steerer = Steerer.load(tmp_path / "assembled", device="cpu")
     assert steerer.verdict is not None
+    ways = ("diffusion", "class-names", "prototype", "image")
     assert list(steerer.verdicts) == [
-        f"{way}{ending}" for way in ("diffusion", "class-names", "prototype", "image") for ending in ("", UNSTEERED)
+        *(f"{way}{ending}" for way in ways for ending in ("", UNSTEERED)),
+        f"diffusion{TWIN}",
     ]
+    assert steerer.verdicts[f"diffusion{TWIN}"] == steerer.verdicts["diffusion"]  # here the twin is the model itself
     for way in ("diffusion", "class-names", "prototype", "image"):
         with_it, without = steerer.verdicts[way], steerer.verdicts[f"{way}{UNSTEERED}"]
         # As if steering changed nothing: after is before, and what was before is the same for both.
