@@ -182,7 +182,7 @@ def kept_scenes(
     asked = {"kinds": dict(kinds), "size": size, "seed": seed, "pictures": [c.to_dict() for c in pictures.configs]}
     settings = folder / "settings.json"
     if settings.is_file() and json.loads(settings.read_text()) != asked:
-        raise ValueError(f"{folder} holds scenes of other settings: delete it, or choose another run_folder")
+        raise ValueError(f"{folder} holds scenes of other settings: delete it, or choose another scenes_folder")
     write_atomically(settings, json.dumps(asked, indent=1).encode())
     numbers = range(-(-scenes // SHARD))
     for number in tqdm(numbers, desc="scenes", unit="shard", disable=None):

@@ -135,16 +135,21 @@ class ClassNamesPrior(nn.Module):
         Raises:
             ValueError: the text embeddings and the names' embeddings differ in width, or a number is out of range.
         """
-        num_samples = whole_number("num_samples", num_samples, 1)
-        whole_number("steps", steps, 1)
-        finite_number("guidance", guidance, 0)
-        check_seed(seed)
-        goals = self.weights(text_embed) @ self.profiles
-        return goals[:, None].repeat(1, num_samples, 1)
+        num_samples = checked_samples(num_samples, steps, guidance, seed)
+        return (self.weights(text_embed) @ self.profiles)[:, None].repeat(1, num_samples, 1)
 
     def goals(self, text_embed: Float[Tensor, "b n"], **options: Any) -> Float[Tensor, "b m"]:
         """One goal for each text, in logits of the backbone. Options as in `sample`."""
         return self.sample(text_embed, **options)[:, 0]
+
+
+def checked_samples(num_samples: int, steps: int, guidance: float, seed: int) -> int:
+    """The number of samples, for a prior whose samples are all alike. Raises ValueError as `Prior.sample` would."""
+    num_samples = whole_number("num_samples", num_samples, 1)
+    whole_number("steps", steps, 1)
+    finite_number("guidance", guidance, 0)
+    check_seed(seed)
+    return num_samples
 
 
 def embed_names(

@@ -19,8 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrm_base.card import load_weights, save_weights
-from lrm_base.checks import finite_number, whole_number
-from lrm_base.checks import seed as check_seed
+from prior.class_names import checked_samples
 
 LEAST = 0.05  # a class of a lower membership does not count, unless all are lower
 GAP = 6.0  # nats: how far a goal's best class stands above every class that is not meant
@@ -104,10 +103,7 @@ class MeaningPrior(nn.Module):
         Raises:
             ValueError: the embeddings have another width than in training, or a number is out of range.
         """
-        num_samples = whole_number("num_samples", num_samples, 1)
-        whole_number("steps", steps, 1)
-        finite_number("guidance", guidance, 0)
-        check_seed(seed)
+        num_samples = checked_samples(num_samples, steps, guidance, seed)
         return goals_of(self.members(text_embed), self.profiles)[:, None].repeat(1, num_samples, 1)
 
     def goals(self, text_embed: Float[Tensor, "b n"], **options: Any) -> Float[Tensor, "b m"]:

@@ -214,17 +214,26 @@ def folder_language(
         known = _known_words(folder / "vocabulary.json", vocabulary_card, len(vocabulary))
     own_priors = {kind: path for kind in KINDS if _is_there(path := prior_file(folder, kind))}
     source = prior or next(iter(own_priors), ClassNamesPrior.source)
-    if MeaningPrior.source in own_priors:
-        known["judge"] = open_prior(own_priors[MeaningPrior.source], device)[0]
     if source == ClassNamesPrior.source:
         names = [entry["name"] for entry in card["classes"]]
         language = by_class_names(encoder, names, device, outputs=outputs, classifier=classifier, vocabulary=vocabulary)
-        return dataclasses.replace(language, **known)
+        return _judged(dataclasses.replace(language, **known), own_priors)
     path = own_priors.get(source, Path(source))
     if path.suffix != ".safetensors":
         choices = [*own_priors, ClassNamesPrior.source]
         raise ValueError(f"{folder} has no prior {source!r}; choices: {', '.join(choices)}, or a file ….safetensors")
-    return dataclasses.replace(by_trained_prior(path, card, encoder, device, vocabulary), **known)
+    language = by_trained_prior(path, card, encoder, device, vocabulary)
+    return _judged(dataclasses.replace(language, **known), own_priors, path)
+
+
+def _judged(language: Language, own_priors: dict[str, Path], used: Path | None = None) -> Language:
+    """The language with the judge of its model folder, if any. The file of the prior, `used`, is not read again."""
+    path = own_priors.get(MeaningPrior.source)
+    if path is None:
+        return language
+    judge = language.prior if path == used else open_prior(path, language.device)[0]
+    assert isinstance(judge, MeaningPrior)
+    return dataclasses.replace(language, judge=judge)
 
 
 def prior_file(folder: Path, kind: str) -> Path:
