@@ -156,6 +156,11 @@ class LRM(nn.Module):
         output, activations, _ = self._run(stem, state, steer, self.sources)
         return output, State(activations, 1 if state is None else state.num_passes + 1)
 
+    def varies(self, name: str) -> bool:
+        """Whether a step's activation may differ between passes. Raises ValueError if there is no such step."""
+        node = self.graph.find(name, "inspected step")
+        return node in self._arriving or node in self._body_nodes
+
     def inspect(
         self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = (), steps: Sequence[str] = ()
     ) -> tuple[Float[Tensor, "b m"], dict[str, Tensor], dict[str, Tensor]]:
@@ -167,9 +172,8 @@ class LRM(nn.Module):
         Raises:
             ValueError: a step does not exist or lies before all feedback. Or `step` raises it.
         """
-        inside = set(self._body_nodes) | set(self._arriving)
         for name in steps:
-            if self.graph.find(name, "inspected step") not in inside:
+            if not self.varies(name):
                 raise ValueError(f"steps: {name!r} lies before all feedback, so it is the same in every pass")
         return self._run(stem, state, steer, steps)
 

@@ -79,6 +79,11 @@ class Pictures:
             found.append((images.pixels, labels))
         return found
 
+    def frequencies(self, classes: int) -> Float[Tensor, " m"]:
+        """The share of each class among the pictures that are drawn; see `frequencies`."""
+        each = [frequencies(labels, classes) for _, labels in self.sets]
+        return torch.stack(each).T @ (self.shares / self.shares.sum())
+
     def draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Float[Tensor, "n 3 s s"], Tensor]:
         """`count` pictures, cropped and flipped at random, in 0–1, and their labels, in random order."""
         chosen = torch.multinomial(self.shares, count, replacement=True, generator=generator)
@@ -108,6 +113,12 @@ def select(config: PictureConfig, classes: Sequence[Mapping[str, Any]]) -> tuple
     return data.select(known.tolist()), labels[known]
 
 
+def frequencies(labels: Int[Tensor, "..."], classes: int) -> Float[Tensor, " m"]:
+    """The share of each class among labels, as if each had one more. Labels below 0 do not count."""
+    counts = torch.bincount(labels[labels >= 0], minlength=classes).float() + 1
+    return counts / counts.sum()
+
+
 def compose_scenes(
     pictures: Pictures, kinds: Mapping[str, float], size: int, count: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "b 3 s s"], Int[Tensor, "b k"]]:
@@ -133,6 +144,10 @@ class Kept:
     values: Tensor
     labels: Tensor
 
+    def frequencies(self, classes: int) -> Float[Tensor, " m"]:
+        """The share of each class among the objects of the scenes; see `frequencies`."""
+        return frequencies(self.labels, classes)
+
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Values and labels of `count` scenes."""
         picks = torch.randint(0, len(self.labels), (count,), generator=generator)
@@ -144,6 +159,11 @@ class Fresh:
     """Scenes that are composed when they are drawn."""
 
     make: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+    pictures: Pictures
+
+    def frequencies(self, classes: int) -> Float[Tensor, " m"]:
+        """The share of each class among the objects of the scenes; see `frequencies`."""
+        return self.pictures.frequencies(classes)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Values and labels of `count` scenes."""
@@ -173,7 +193,7 @@ def kept_scenes(
         return waist.keep(inputs).float(), labels
 
     if scenes is None:
-        return Fresh(make)
+        return Fresh(make, pictures)
     from safetensors.torch import load_file, save
 
     from lrm_base.card import write_atomically

@@ -7,7 +7,11 @@ composes new scenes, as a GPU can. The same command resumes an interrupted run e
 Each step looks at every scene three times: for something that is there, for something that is not (half of these are
 what the first pass takes for likeliest, the near misses), and without a goal. The loss is the cross-entropy of "it is
 there", read from the support of the goal before and after. Looks for what is absent, and looks without a goal, are also
-asked what is there.
+asked what is there. In a picture of one thing, a look without a goal is to see what the first pass sees.
+
+Unusual: some classes have a hundred times as many pictures as others. So that feedback does not learn which classes are
+common, absent goals are drawn as often as the things in scenes, and the question what is there is asked of outputs to
+which the log of each class's frequency was added (logit adjustment, Menon et al. 2021).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -57,6 +61,8 @@ class FeedbackTraining(Config):
         near: share of the absent goals that are near misses.
         noise: standard deviation, in logits, of what is added to a goal.
         naming: weight of the question what is there.
+        keeping: weight of the demand that a look without a goal, at a picture of one thing, sees what the first pass
+            sees.
     """
 
     name: str
@@ -72,6 +78,7 @@ class FeedbackTraining(Config):
     near: float = 0.5
     noise: float = 0.5
     naming: float = 0.1
+    keeping: float = 0.3
     steps: Count
     batch_size: Count = 32
     learning_rate: float = 3e-3
@@ -89,12 +96,16 @@ class Looking(nn.Module):
     """
 
     profiles: Tensor
+    frequencies: Tensor
 
-    def __init__(self, model: LRM, output: str, profiles: Float[Tensor, "m m"]) -> None:
+    def __init__(
+        self, model: LRM, output: str, profiles: Float[Tensor, "m m"], frequencies: Float[Tensor, " m"]
+    ) -> None:
         super().__init__()
         self.model, self.output = model, output
         self.head = nn.Parameter(torch.tensor(HEAD))
         self.register_buffer("profiles", profiles, persistent=False)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(
         self, stem: Stem, labels: Int[Tensor, "b k"], config: FeedbackTraining, generator: torch.Generator
@@ -102,7 +113,7 @@ class Looking(nn.Module):
         """(loss, values to log) for scenes whose objects have these labels; −1 stands for no object."""
         with torch.no_grad():
             first, state = self.model.step(stem)
-        present, absent = choose(first, labels, config.near, generator)
+        present, absent = choose(first, labels, config.near, self.frequencies, generator)
         classes = torch.cat([present, absent])
         if config.goals:
             goals = self.profiles[classes]
@@ -120,13 +131,16 @@ class Looking(nn.Module):
         score = supports @ self.head[:2] + self.head[2]
         target = torch.cat([torch.ones(len(present)), torch.zeros(len(absent))]).to(score)
         looking = F.binary_cross_entropy_with_logits(score, target)
-        naming = named(free, labels)
+        common = self.frequencies.log()
+        naming = named(free + common, labels)
         if config.goals:
-            naming = (naming + named(after[len(present) :], labels)) / 2
+            naming = (naming + named(after[len(present) :] + common, labels)) / 2
+        keeping = kept_answers(free, first, (labels >= 0).sum(1) == 1)
         right = ((score > 0) == (target > 0)).float().mean()
-        return looking + config.naming * naming, {
+        return looking + config.naming * naming + config.keeping * keeping, {
             "looking": looking.detach(),
             "naming": naming.detach(),
+            "keeping": keeping.detach(),
             "right": right,
         }
 
@@ -143,17 +157,31 @@ def named(output: Float[Tensor, "b m"], labels: Int[Tensor, "b k"]) -> Tensor:
     return (output.logsumexp(1) - there.logsumexp(1)).mean()
 
 
+def kept_answers(after: Float[Tensor, "b m"], first: Float[Tensor, "b m"], single: Bool[Tensor, " b"]) -> Tensor:
+    """Mean divergence, in nats, of a later pass's answer from the first pass's, over the scenes that show one thing."""
+    divergence = F.kl_div(after.log_softmax(1), first.log_softmax(1), reduction="none", log_target=True).sum(1)
+    return (divergence * single).sum() / single.sum().clamp(min=1)
+
+
 def choose(
-    first: Float[Tensor, "b m"], labels: Int[Tensor, "b k"], near: float, generator: torch.Generator
+    first: Float[Tensor, "b m"],
+    labels: Int[Tensor, "b k"],
+    near: float,
+    frequencies: Float[Tensor, " m"],
+    generator: torch.Generator,
 ) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
-    """A class that is in each scene, and one that is not. A share `near` of the absent ones are near misses."""
-    count, classes = first.shape
+    """A class that is in each scene, and one that is not. A share `near` of the absent ones are near misses.
+
+    Both are drawn by the classes' frequencies, so that a class says nothing about whether it is there.
+    """
+    count = len(first)
     chance = torch.rand(labels.shape, generator=generator).to(first).masked_fill(labels < 0, -1)
     present = labels.gather(1, chance.argmax(1, keepdim=True))[:, 0]
-    nearest = near_misses(first, labels, generator)
-    noise = torch.rand(count, classes + 1, generator=generator).to(first).scatter(1, labels % (classes + 1), -1.0)
+    nearest = near_misses(first, labels, generator, frequencies)
+    absent = F.pad(frequencies.repeat(count, 1), (0, 1)).scatter(1, labels % (len(frequencies) + 1), 0.0)[:, :-1]
+    anything = torch.multinomial(absent.cpu(), 1, generator=generator)[:, 0].to(nearest)
     is_near = (torch.rand(count, generator=generator) < near).to(first.device)
-    return present, torch.where(is_near, nearest, noise[:, :-1].argmax(1))
+    return present, torch.where(is_near, nearest, anything)
 
 
 def train(config: FeedbackTraining) -> Path:
@@ -171,7 +199,14 @@ def train(config: FeedbackTraining) -> Path:
     model.backbone.requires_grad_(False)
     classifier = model.backbone.get_submodule(entry.output)
     assert isinstance(classifier, nn.Linear)
-    looking = Looking(model, entry.output, classifier_profiles(classifier.weight.detach())).to(accelerator.device)
+    waist = Waist.of(model, config.size, config.size)
+    pictures = Pictures(config.pictures, classes)
+    normalise = entry.preprocessing.normalise
+    with accelerator.main_process_first():
+        folder = Path(config.scenes_folder)
+        kept = kept_scenes(folder, pictures, config.kinds, config.size, config.scenes, config.seed, waist, normalise)
+    profiles = classifier_profiles(classifier.weight.detach())
+    looking = Looking(model, entry.output, profiles, kept.frequencies(len(classes))).to(accelerator.device)
     for path in model.paths.values():  # the norm only brings activations to a common scale
         path.norm.requires_grad_(False)
         path.gain.requires_grad_(False)
@@ -184,12 +219,6 @@ def train(config: FeedbackTraining) -> Path:
     optimizer: Any = torch.optim.AdamW(groups, lr=config.learning_rate)
     prepared, optimizer = accelerator.prepare(looking, optimizer)
 
-    waist = Waist.of(model, config.size, config.size)
-    pictures = Pictures(config.pictures, classes)
-    normalise = entry.preprocessing.normalise
-    with accelerator.main_process_first():
-        folder = Path(config.scenes_folder)
-        kept = kept_scenes(folder, pictures, config.kinds, config.size, config.scenes, config.seed, waist, normalise)
     step: int = (load_latest_checkpoint(accelerator, run / "checkpoints") or {"step": 0})["step"]
     saved = time.monotonic()
     bar = tqdm(total=config.steps, initial=step, desc="feedback", disable=not main, mininterval=5)

@@ -99,20 +99,30 @@ NEAREST = 20  # a near miss is one of so many absent classes that an output give
 
 
 def near_misses(
-    output: Float[Tensor, "b m"], labels: Int[Tensor, "b k"], generator: torch.Generator
+    output: Float[Tensor, "b m"],
+    labels: Int[Tensor, "b k"],
+    generator: torch.Generator,
+    weights: Float[Tensor, " m"] | None = None,
 ) -> Int[Tensor, " b"]:
     """A class for each scene that is not there but is easily taken for what is there, drawn from the likeliest.
 
     Args:
         output: logits of an unsteered pass.
         labels: the classes that are there; -1 stands for none.
+        weights: how often each class is drawn when it is among the likeliest. By default the likeliest is drawn twice
+            as often as the next, three times as often as the third, and so on.
     """
     count, classes = output.shape
     inside = torch.zeros(count, classes + 1, device=output.device)
     inside = inside.scatter_(1, labels.to(output.device) % (classes + 1), 1.0)[:, :-1]
     number = max(1, min(NEAREST, classes - labels.shape[1]))
     likeliest = output.masked_fill(inside > 0, -torch.inf).topk(number, 1).indices
-    return likeliest.gather(1, torch.randint(0, number, (count, 1), generator=generator).to(likeliest))[:, 0]
+    if weights is None:
+        chances = (1 / torch.arange(1, number + 1)).repeat(count, 1)
+    else:
+        chances = weights.to(output.device)[likeliest].cpu()
+    drawn = torch.multinomial(chances, 1, generator=generator)
+    return likeliest.gather(1, drawn.to(likeliest))[:, 0]
 
 
 def _distinct(labels: Tensor, number: int, count: int, generator: torch.Generator) -> Int[Tensor, "c k"]:

@@ -18,8 +18,10 @@ from lrm_base.data import image_tensors
 from lrm_core.model import LRM
 from lrm_core.trials import Triplets
 from lrm_lab.commands import Asked
-from lrm_lab.controls import find_controls, load_controls
+from lrm_lab.controls import WEIGHTS, find_controls, load_controls
 from lrm_lab.triplets import triplets_for
+from prior.model import Prior
+from steering.language import prior_file
 from steering.loading import find_model
 from steering.steerer import Steerer
 
@@ -59,6 +61,22 @@ class Bench:
         """The same model, whose prior is `class-names`. None if a prior was asked for."""
         asked = self.asked
         return None if asked.prior else Steerer.load(asked.model, prior="class-names", device=asked.device)
+
+    @cached_property
+    def other_priors(self) -> dict[str, Steerer]:
+        """The same model with its class names as prior, and with a diffusion prior, where a file of one lies.
+
+        It lies in the model's folder, or beside the controls.
+        """
+        asked, found = self.asked, {} if self.by_name is None else {"class-names": self.by_name}
+        if self.folder is None or self.steerer.language.prior.source == Prior.source:
+            return found
+        name = prior_file(self.folder, Prior.source).name
+        for path in (self.folder / name, WEIGHTS / self.network.card["name"] / name):
+            if path.is_file():
+                found[Prior.source] = Steerer.load(asked.model, prior=str(path), device=asked.device)
+                break
+        return found
 
     @cached_property
     def images(self) -> tuple[Tensor, Tensor]:

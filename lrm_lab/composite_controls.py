@@ -61,7 +61,7 @@ def run_controls(
         own = float(positive_gain(steerer.network.defaults.strength))
         strengths = [own] if name == "twin" else sorted({*STRENGTHS, own})  # a twin does the same whatever the goal
         pairs = [run_both(twin, trials, seen, goals, strength) for strength in strengths]
-        settings[name] = [constant_top_one(*pair, trials, CONSTANTS) for pair in pairs]
+        settings[name] = [constant_top_one(a.output, b.output, trials, CONSTANTS) for a, b in pairs]
     return {name: max(choices, key=_present_at_five) for name, choices in settings.items()}
 
 

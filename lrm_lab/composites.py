@@ -20,12 +20,12 @@ from torchmetrics.functional.classification import binary_calibration_error
 from tqdm import tqdm
 
 from lrm_core.model import LRM
-from lrm_core.trials import Trials, Triplets, build, top1
+from lrm_core.trials import Trials, Triplets, build, near_misses, top1
 from lrm_lab.composite_controls import positive_gain, run_controls
-from lrm_lab.goals import GoalSets, verdict_of
+from lrm_lab.goals import GoalSets, chances, verdict_of
 from lrm_lab.statistics import CONSTANTS, against_controls, auroc, auroc_difference, mean_interval, resampling
 from lrm_lab.trials import constant_top_one, run_both, steering_top_one
-from steering.evidence import TWIN, UNSTEERED, features, support
+from steering.evidence import TWIN, UNSTEERED, Seen, features, support
 from steering.network import Network
 from steering.rollouts import Unsteered, run_steered, run_unsteered
 from steering.steerer import Steerer
@@ -61,26 +61,32 @@ def measure(
     goals = GoalSets.of(steerer, by_name, seed)
     trained = {name: steerer.network.with_model(model) for name, model in (controls or {}).items()}
     kinds: dict[str, Any] = {}
-    pool: list[tuple[Tensor, Tensor, Tensor]] = []
+    pool: list[tuple[Tensor, ...]] = []
+    generator = torch.Generator().manual_seed(seed)
     for group in tqdm(triplets, desc="composites", disable=None):
         trials = build(group, pixels, labels)
-        kinds[group.kind], scored = _measure_kind(steerer, trials, goals, trained)
+        kinds[group.kind], scored = _measure_kind(steerer, trials, goals, trained, generator)
         few = build(group[:sweep_scenes], pixels, labels)
         kinds[group.kind]["sweep"] = sweep(steerer.network, few, goals.by[steerer.language.prior.source])
         if group.kind != "single":
             pool.append(scored)
-    pooled = detection(*(torch.cat([scored[i] for scored in pool], -1) for i in range(3)))
+    pooled = detection(*(torch.cat([scored[i] for scored in pool], -1) for i in range(4)))
     defaults = steerer.network.defaults
     return {"strength": defaults.strength, "passes": defaults.passes, "kinds": kinds, "pooled": pooled}
 
 
 def _measure_kind(
-    steerer: Steerer, trials: Trials, goals: GoalSets, trained: Mapping[str, Network]
-) -> tuple[dict[str, Any], tuple[Tensor, Tensor, Tensor]]:
+    steerer: Steerer,
+    trials: Trials,
+    goals: GoalSets,
+    trained: Mapping[str, Network],
+    generator: torch.Generator,
+) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
     weights = resampling(len(trials.present))
     unsteered = run_unsteered(steerer.network, trials.scenes.pixels)
     own = steerer.language.prior.source
-    afters = {name: run_both(steerer.network, trials, unsteered, table) for name, table in goals.by.items()}
+    looks = {name: run_both(steerer.network, trials, unsteered, table) for name, table in goals.by.items()}
+    afters = {name: (pair[0].output, pair[1].output) for name, pair in looks.items()}
     none = (unsteered.last, unsteered.last)
     result: dict[str, Any] = {
         "scenes": len(trials.present),
@@ -95,7 +101,9 @@ def _measure_kind(
     result["at_equal_absent"] = against_controls(steered, controls)
     gained = [top1(output, trials.present).cpu().float() for output in (afters[own][0], unsteered.last)]
     result["gain_interval"] = mean_interval(gained[0] - gained[1], weights)
-    scored = trial_scores(steerer, trials, unsteered, goals, afters[own], trained.get("twin"))
+    missed = near_misses(unsteered.first, trials.scenes.labels, generator).cpu()
+    near = chances(steerer, unsteered, goals.by[own][missed], goals.familiarity[missed])
+    scored = (*trial_scores(steerer, trials, unsteered, goals, looks[own], trained.get("twin")), near)
     return {**result, **detection(*scored)}, scored
 
 
@@ -127,7 +135,7 @@ def trial_scores(
     trials: Trials,
     unsteered: Unsteered,
     goals: GoalSets,
-    afters: tuple[Tensor, Tensor],
+    looks: tuple[Seen, Seen],
     twin: Network | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of every trial, present goals first.
@@ -144,31 +152,43 @@ def trial_scores(
     by_twin = steerer.verdicts.get(f"{steerer.language.prior.source}{TWIN}")
     seen = None if twin is None or by_twin is None else run_unsteered(twin, trials.scenes.pixels)
     probabilities, scores, outcomes = [], [], []
-    for is_present, classes, after in zip((1, 0), (trials.present, trials.absent), afters, strict=True):
-        first, places, familiarity = unsteered.first, unsteered.places, goals.familiarity[classes]
-        values = features(first, after, places, table[classes], familiarity)
+    for is_present, classes, after in zip((1, 0), (trials.present, trials.absent), looks, strict=True):
+        first, familiarity = unsteered.seen, goals.familiarity[classes]
+        values = features(first, after, table[classes], familiarity)
         probabilities.append(verdict.probability(values.cpu()))
-        index = classes[:, None].to(after.device)
+        index = classes[:, None].to(after.output.device)
         plain = [output.gather(1, index)[:, 0] for output in (unsteered.first, unsteered.last)]
-        supports = [support(output, table[classes]) for output in (unsteered.first, after)]
+        supports = [support(output, table[classes]) for output in (unsteered.first, after.output)]
         rows = torch.stack([*plain, *supports]).cpu()
-        alone = features(first, first, places, table[classes], familiarity).cpu()
+        alone = features(first, first, table[classes], familiarity).cpu()
         found = [*rows, rows[2] if unaided is None else unaided.probability(alone)]
         if twin is not None and by_twin is not None and seen is not None:
             its = run_steered(twin, seen, table[classes])
-            values = features(first, its, places, table[classes], familiarity)
+            values = features(first, its, table[classes], familiarity)
             found.append(by_twin.probability(values.cpu()))
         scores.append(torch.stack(found))
         outcomes.append(torch.full((len(classes),), is_present))
     return torch.cat(probabilities), torch.cat(scores, 1), torch.cat(outcomes)
 
 
-def detection(probability: Float[Tensor, " b"], scores: Float[Tensor, "s b"], outcome: Tensor) -> dict[str, Any]:
+def detection(
+    probability: Float[Tensor, " b"], scores: Float[Tensor, "s b"], outcome: Tensor, near: Float[Tensor, " n"]
+) -> dict[str, Any]:
     """How well present goals are told from absent ones (AUROC), and the verdict's calibration error over 15 bins.
+
+    Absent goals are those of the trials, drawn at random. `near` tells the AUROC against near misses, and the
+    calibration error where every other absent goal is one: the odds that verdicts are fitted for.
 
     Args:
         probability, scores, outcome: as `trial_scores` returns them.
+        near: the verdict's probability of a near miss in each scene.
     """
+    is_present = outcome == 1
+    random = probability[~is_present]
+    every_other = torch.where(torch.arange(len(near)) % 2 == 1, near, random)
+    mixed, there = torch.cat([probability[is_present], every_other]), outcome[is_present]
+    kinds_of_answer = torch.cat([there, torch.zeros_like(outcome[~is_present])])
+    against = torch.cat([probability[is_present], near])
     first, last = (auroc(row, outcome) for row in scores[:2])
     best = scores[0] if first >= last else scores[1]
     twin = {}
@@ -186,7 +206,9 @@ def detection(probability: Float[Tensor, " b"], scores: Float[Tensor, "s b"], ou
         "auroc_steering_interval": auroc_difference(probability, scores[4], outcome),
         "auroc_gain": auroc(probability, outcome) - auroc(best, outcome),
         "auroc_gain_interval": auroc_difference(probability, best, outcome),
+        "auroc_near": auroc(against, torch.cat([there, torch.zeros(len(near)).to(outcome)])),
         "calibration_error": float(binary_calibration_error(probability, outcome, n_bins=15)),
+        "calibration_error_near": float(binary_calibration_error(mixed, kinds_of_answer, n_bins=15)),
         **twin,
     }
 
@@ -198,8 +220,8 @@ def sweep(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> dict
     scale = positive_gain(network.defaults.strength)
     pairs, passes = [], []
     for negative, positive in PAIRS:
-        afters = run_both(network, trials, unsteered, goals, (negative * scale, positive * scale))
-        pairs.append(_shares(afters, trials))
+        looks = run_both(network, trials, unsteered, goals, (negative * scale, positive * scale))
+        pairs.append(_shares(looks, trials))
     for count in PASSES:
         passes.append(_shares(run_both(network, trials, unsteered, goals, passes=count), trials))
     present, absent = over_strengths.present.mean(0).tolist(), over_strengths.absent.mean(0).tolist()
@@ -211,9 +233,9 @@ def sweep(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> dict
     }
 
 
-def _shares(afters: tuple[Tensor, Tensor], trials: Trials) -> tuple[float, float]:
+def _shares(looks: tuple[Seen, Seen], trials: Trials) -> tuple[float, float]:
     """How often the goal is top-1 when present and when absent."""
-    present, absent = top1(afters[0], trials.present), top1(afters[1], trials.absent)
+    present, absent = top1(looks[0].output, trials.present), top1(looks[1].output, trials.absent)
     return float(present.float().mean()), float(absent.float().mean())
 
 

@@ -54,7 +54,8 @@ def gains(measured: dict[str, Any]) -> str:
         f"{pooled['auroc_verdict']:.3f}. The goal's unsteered logit reaches {pooled['auroc_unsteered_logit']:.3f} "
         f"({pooled['auroc_gain']:+.3f}, {bounds(pooled['auroc_gain_interval'], 1, 3)}). The same kind of verdict, "
         f"fitted without steering, reaches {pooled['auroc_unsteered_verdict']:.3f}. The verdict's expected calibration "
-        f"error is {pooled['calibration_error']:.3f}.",
+        f"error is {pooled['calibration_error']:.3f}. Where every other absent goal is a near miss, as in the examples "
+        f"that the verdict was fitted on, it is {pooled['calibration_error_near']:.3f}.",
         "",
         f"Strength {measured['strength']}, {measured['passes']} passes. Brackets are 95 % bootstrap intervals over "
         "scenes. J is the rate of present goals minus the rate of absent ones.",
@@ -80,8 +81,10 @@ def gains(measured: dict[str, Any]) -> str:
     shown = {key: name for key, name in SCORES.items() if key in pooled}
     for kind, entry in {**kinds, "composites, pooled": pooled}.items():
         areas = [f"{entry[key]:.3f}" for key in (*shown, "auroc_unsteered_logit")]
-        scores.append((kind, *areas, f"{entry['calibration_error']:.3f}"))
-    names = ("present or absent, AUROC", *shown.values(), "unsteered logit", "calibration error")
+        errors = [f"{entry[key]:.3f}" for key in ("calibration_error", "calibration_error_near")]
+        scores.append((kind, *areas, f"{entry['auroc_near']:.3f}", *errors))
+    names = ("present or absent, AUROC", *shown.values(), "unsteered logit", "verdict against near misses")
+    names += ("calibration error", "… with near misses")
     return "\n".join([*lines, markdown_table(names, scores)])
 
 
@@ -187,6 +190,7 @@ def _above_controls(kinds: dict[str, Any]) -> list[Row]:
 def _verdict(pooled: dict[str, Any]) -> list[Row]:
     verdict, unsteered = pooled["auroc_verdict"], pooled["auroc_unsteered_logit"]
     added, error = verdict - pooled["auroc_unsteered_verdict"], pooled["calibration_error"]
+    near = pooled["calibration_error_near"]
     alone = f"{pooled['auroc_unsteered_verdict']:.3f} ({signed(added, pooled['auroc_steering_interval'], 1, 3)})"
     return [
         table_row(
@@ -199,6 +203,7 @@ def _verdict(pooled: dict[str, Any]) -> list[Row]:
         table_row(
             "present or absent on composites, expected calibration error", f"{error:.3f}", "≤ 0.05", error <= 0.05
         ),
+        table_row("… where every other absent goal is a near miss", f"{near:.3f}", "≤ 0.05", near <= 0.05),
     ]
 
 
@@ -215,4 +220,14 @@ def _above_twin(measured: dict[str, Any]) -> list[Row]:
         figure = f"{entry['auroc_twin_verdict']:.3f} ({signed(added, interval, 1, 3)})"
         what = f"… {name}, by a twin that learned the same scenes without goals (what the goal adds)"
         rows.append(table_row(what, figure, f"≥ +{bar}", added >= bar - 1e-9 and interval[0] > 0))
+    gains = {
+        kind: entry["auroc_verdict"] - entry["auroc_twin_verdict"]
+        for kind, entry in measured["kinds"].items()
+        if kind != "single" and "auroc_twin_verdict" in entry
+    }
+    if gains:
+        least = min(gains, key=lambda kind: gains[kind])
+        interval = measured["kinds"][least]["auroc_twin_interval"]
+        figure = f"{least} {signed(gains[least], interval, 1, 3)}"
+        rows.append(table_row("… the kind with the least of it", figure, "≥ −0.003", gains[least] >= -0.003))
     return rows

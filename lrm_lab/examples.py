@@ -21,7 +21,7 @@ from lrm_lab.goals import class_familiarity, verdict_of
 from lrm_lab.trials import COMPOSITES
 from lrm_lab.where import peak_in_box
 from prior.captions import with_article
-from steering.evidence import Verdict, features
+from steering.evidence import Seen, Verdict, features
 from steering.network import Network
 from steering.rollouts import Unsteered, class_goals, run_unsteered
 from steering.steerer import Steerer
@@ -137,7 +137,7 @@ def _items(
     scenes, classes = trials.scenes, trials.present if truth == "present" else trials.absent
     place = classes.to(goals.device)
     after, heatmaps = _look(steerer.network, unsteered, goals[place])
-    values = features(unsteered.first, after, unsteered.places, goals[place], familiarity[place])
+    values = features(unsteered.seen, after, goals[place], familiarity[place])
     probabilities = verdict.probability(values.cpu()).tolist()
     items = []
     for index, (label, probability) in enumerate(zip(classes.tolist(), probabilities, strict=True)):
@@ -158,17 +158,15 @@ def _items(
     return items
 
 
-def _look(
-    network: Network, unsteered: Unsteered, goals: Float[Tensor, "b m"]
-) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b h w"]]:
-    """Outputs of the last steered pass at the model's defaults, and its heatmaps."""
-    outputs, heatmaps = [], []
+def _look(network: Network, unsteered: Unsteered, goals: Float[Tensor, "b m"]) -> tuple[Seen, Float[Tensor, "b h w"]]:
+    """What the last steered pass says at the model's defaults, and its heatmaps."""
+    seen, heatmaps = [], []
     parts = goals.split([len(glance.output) for glance in unsteered.glances])
     for glance, part in zip(unsteered.glances, parts, strict=True):
-        output, heatmap = network.heatmap(glance, part)
-        outputs.append(output)
+        after, heatmap = network.heatmap(glance, part)
+        seen.append(after)
         heatmaps.append(heatmap)
-    return torch.cat(outputs), torch.cat(heatmaps)
+    return Seen.cat(seen), torch.cat(heatmaps)
 
 
 def peaks_inside(heatmap: Float[Tensor, "h w"], box: Box) -> bool:

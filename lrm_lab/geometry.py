@@ -65,7 +65,7 @@ def measure(
         ("last pass, no goal", None, None, unsteered.last),
     ]
     for words, vector, target in zip(queries, vectors, targets, strict=True):
-        output = run_steered(steerer.network, unsteered, vector.expand(len(places), -1))
+        output = run_steered(steerer.network, unsteered, vector.expand(len(places), -1)).output
         runs.append((f"looking for {words}", words, target, output))
     outputs = [run[-1].double().cpu() for run in runs]
     plane = PCA(2, svd_solver="full").fit(outputs[0].numpy())

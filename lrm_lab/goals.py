@@ -61,7 +61,7 @@ def chances(
     """Probability, on the CPU, that each scene shows its own goal by words. Raises like `verdict_of`."""
     goals, familiarity = goals.to(seen.first), familiarity.to(seen.first)
     after = run_steered(steerer.network, seen, goals)
-    values = features(seen.first, after, seen.places, goals, familiarity)
+    values = features(seen.seen, after, goals, familiarity)
     return verdict_of(steerer).probability(values).cpu()
 
 

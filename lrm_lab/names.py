@@ -1,7 +1,8 @@
 """Photographs and every name that the model has: does the verdict know what is in them, and what only looks like it?
 
-Each photograph is asked for its own class, for another class drawn at random, and for a near miss: the class that the
-first pass takes it for, or the next best one if that is right.
+Each photograph is asked for its own class, for another class drawn at random, and for two that are easily taken for it:
+the other class that outputs for its class favour most on average, and the near miss, which the first pass finds
+likeliest among the wrong ones in this very photograph.
 """
 
 from __future__ import annotations
@@ -21,27 +22,29 @@ from steering.rollouts import run_unsteered
 from steering.seek import answer
 from steering.steerer import Steerer
 
-ASKED = ("right", "random", "near")
+ASKED = ("right", "random", "alike", "near")
 BATCH = 50  # photographs whose first passes are in memory at a time
 
 
 def measure(
     steerer: Steerer, pixels: Float[Tensor, "n 3 s s"], labels: Int[Tensor, " n"], seed: int = 0
 ) -> dict[str, Any]:
-    """Balanced accuracy and AUROC against other names at random and near misses, and the shares of each answer.
+    """Balanced accuracy and AUROC against other names at random, names that look alike, and near misses.
 
-    A probability of one half decides. The answer `unknown` is wrong, whether the name is right or not. AUROC is that of
-    the probability alone. Intervals are over photographs.
+    The shares of each answer are told, too. A probability of one half decides. The answer `unknown` is wrong, whether
+    the name is right or not. AUROC is that of the probability alone. Intervals are over photographs.
 
     Args:
         pixels: labelled photographs, in 0–1.
         seed: number that draws the other classes.
 
     Raises:
-        ValueError: the model has no calibrated verdict.
+        ValueError: the model has no calibrated verdict. QueryError: it has no prototypes.
     """
     verdict_of(steerer)
     classes = len(steerer.class_names)
+    means = torch.stack([steerer.prototype_goal(name).vector.cpu() for name in steerer.class_names])
+    confused = means.fill_diagonal_(-torch.inf).argmax(1)
     goals = steerer.goals([with_article(name) for name in steerer.class_names])
     vectors = torch.stack([goal.vector for goal in goals])
     familiarity = vectors.new_tensor([goal.familiarity for goal in goals])
@@ -52,8 +55,9 @@ def measure(
     for part, right, random in tqdm(rows, desc="names", disable=None):
         seen = run_unsteered(steerer.network, part)
         near = seen.first.cpu().scatter(1, right[:, None], -torch.inf).argmax(1)
-        asked.append(torch.stack([right, random, near], 1))
-        parts = [chances(steerer, seen, vectors[names], familiarity[names]) for names in (right, random, near)]
+        each = (right, random, confused[right], near)
+        asked.append(torch.stack(each, 1))
+        parts = [chances(steerer, seen, vectors[names], familiarity[names]) for names in each]
         scores.append(torch.stack(parts, 1))
     names, probability = torch.cat(asked), torch.cat(scores)
     said = [

@@ -6,8 +6,12 @@ from typing import Any
 
 from lrm_lab.writing import Row, Section, bounds, correlation, markdown_table, percent, table_row
 
-OTHERS = {"random": "another name at random", "near": "a near miss"}
-BARS = {"random": 0.95, "near": 0.85}
+OTHERS = {
+    "random": "another name at random",
+    "alike": "the name that looks most like it",
+    "near": "a near miss",
+}
+BARS = {"random": 0.95, "alike": 0.85, "near": 0.85}
 ASKED = {"right": "its own name", **OTHERS}
 
 
@@ -17,8 +21,9 @@ def sections(names: dict[str, Any]) -> list[Section]:
         "## Can it tell what is there from what looks like it?",
         "",
         f"Each of {names['photographs']} photographs was asked for its own name, for another of the {names['classes']} "
-        "names at random, and for a near miss: the name that the first pass finds likeliest among the wrong ones. A "
-        "probability of one half decides, and the answer “unknown” is wrong. The right name is called present for "
+        "names at random, for the other name that outputs for its class favour most on average, and for a near miss: "
+        "the name that the first pass finds likeliest among the wrong ones in this very photograph. A probability of "
+        "one half decides, and the answer “unknown” is wrong. The right name is called present for "
         f"{percent(names['right_name_present'])} of them. Intervals are over photographs.",
         "",
         markdown_table(

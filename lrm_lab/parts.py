@@ -5,6 +5,7 @@ Each part is two modules: `X.py` measures, and `X_report.py` reports what was me
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lrm_lab import (
@@ -20,6 +21,8 @@ from lrm_lab import (
     examples_report,
     geometry,
     geometry_report,
+    ladder,
+    ladder_report,
     names,
     names_report,
     photographs,
@@ -39,7 +42,7 @@ from lrm_lab import (
 )
 from lrm_lab.bench import Bench
 from lrm_lab.commands import ALL, COMMANDS, TRIPLETS
-from lrm_lab.imagenet_words import lacks_classes, lacks_wnids, word_lists
+from lrm_lab.imagenet_words import LISTS, lacks_classes, lacks_wnids, word_lists
 from lrm_lab.part import Part
 
 GEOMETRY_GOALS = ("a dog", "a bridge")
@@ -68,6 +71,19 @@ def _lacks_threshold(bench: Bench) -> str:
     return why
 
 
+def _ladder(bench: Bench) -> dict[str, Any]:
+    held_out = json.loads(LISTS.read_text())["held_out"]
+    asked = bench.asked
+    return ladder.measure(
+        bench.steerer,
+        held_out,
+        *bench.images,
+        others=bench.other_priors,
+        scenes=min(bench.scenes, 100 if asked.quick else 500),
+        seed=asked.seed,
+    )
+
+
 def _unknown(bench: Bench) -> dict[str, Any]:
     lists = word_lists(bench.network.card["classes"])
     return unknown.measure(bench.steerer, lists.unknown, lists.known)
@@ -89,14 +105,13 @@ def _photographs(bench: Bench) -> dict[str, Any]:
 
 
 def _composites(bench: Bench) -> dict[str, Any]:
-    options: dict[str, Any] = {"by_name": bench.by_name, "controls": bench.controls}
-    return composites.measure(
-        bench.steerer, bench.triplets, *bench.images, sweep_scenes=min(bench.scenes, 300), **options
-    )
+    options: dict[str, Any] = {"by_name": bench.by_name, "controls": bench.controls, "seed": bench.asked.seed}
+    sweeps = min(bench.scenes, 40 if bench.asked.quick else 300)
+    return composites.measure(bench.steerer, bench.triplets, *bench.images, sweep_scenes=sweeps, **options)
 
 
 def _where(bench: Bench) -> dict[str, Any]:
-    few, fewer = min(bench.scenes, 500), min(bench.scenes, 300)
+    few, fewer = min(bench.scenes, 500), min(bench.scenes, 20 if bench.asked.quick else 300)
     return where.measure(bench.steerer, bench.triplets, *bench.images, scenes=few, ablation_scenes=fewer)
 
 
@@ -137,6 +152,14 @@ def _encoding(bench: Bench) -> dict[str, Any]:
 PARTS = (
     Part("single", "composites", "--source DATA", _single, single_report.sections, single_report.rows),
     Part("words", "composites", "--source DATA", _words, words_report.sections, words_report.rows),
+    Part(
+        "ladder",
+        "composites",
+        "--source DATA",
+        _ladder,
+        ladder_report.sections,
+        lacks=_lacks_classes,
+    ),
     Part(
         "unknown",
         "composites",

@@ -109,7 +109,7 @@ def _first_pass(steerer: Steerer, trials: Sequence[Trials], goals: Float[Tensor,
             many = goal.expand(count, -1)
             supports.append(support(seen.first, many))
             if unaided is not None:
-                values = features(seen.first, seen.first, seen.places, many, known.expand(count))
+                values = features(seen.seen, seen.seen, many, known.expand(count))
                 judged.append(unaided.probability(values))
         scores["output"].append(torch.stack(supports, 1).cpu())
         if judged:

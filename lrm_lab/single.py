@@ -25,7 +25,7 @@ def measure(steerer: Steerer, pixels: Float[Tensor, "n 3 s s"], labels: Tensor) 
     batch = batch_of(network, pixels)
     for part, answer in zip(pixels.split(batch), labels.split(batch), strict=True):
         glance = network.glance(inputs_of(network, part))
-        outputs = [*network.unsteered(glance), network.steer(glance, goals[answer.to(goals.device)])]
+        outputs = [*network.unsteered(glance), network.steer(glance, goals[answer.to(goals.device)]).output]
         batches.append(torch.stack([top1(output, answer) for output in outputs]).cpu())
     correct = torch.cat(batches, 1).float()
     weights = resampling(len(labels))

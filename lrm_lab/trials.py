@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lrm_core.feedback import Strength
 from lrm_core.scenes import KINDS
 from lrm_core.trials import Trials, top1
+from steering.evidence import Seen
 from steering.network import Network
 from steering.rollouts import Unsteered, run_steered
 
@@ -53,8 +54,8 @@ def run_both(
     goals: Float[Tensor, "m m"],
     strength: Strength | None = None,
     passes: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Outputs of the last steered pass, (b, m) each: for the present goals, and for the absent ones."""
+) -> tuple[Seen, Seen]:
+    """What the last steered pass says for the present goals, and for the absent ones."""
     present, absent = (
         run_steered(network, unsteered, goals[classes], strength, passes) for classes in (trials.present, trials.absent)
     )
@@ -67,9 +68,9 @@ def steering_top_one(
     """Whether the goal is top-1 after steering at each strength."""
     present, absent = [], []
     for strength in tqdm(strengths, desc=f"{trials.scenes.kind}: strengths", leave=False, disable=None):
-        outputs = run_both(network, trials, unsteered, goals, strength)
-        present.append(top1(outputs[0], trials.present).float().cpu())
-        absent.append(top1(outputs[1], trials.absent).float().cpu())
+        there, not_there = run_both(network, trials, unsteered, goals, strength)
+        present.append(top1(there.output, trials.present).float().cpu())
+        absent.append(top1(not_there.output, trials.absent).float().cpu())
     return TopOne(tuple(strengths), torch.stack(present, 1), torch.stack(absent, 1))
 
 

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from lrm_core.model import LRM
 from lrm_core.trials import Trials, Triplets, build
 from lrm_lab.statistics import CONSTANTS, auroc, mean_interval, rate_at, resampling
-from lrm_lab.trials import constant_top_one
+from lrm_lab.trials import constant_top_one, run_both
 from steering.evidence import support
 from steering.heatmap import class_activation_map
 from steering.network import Network
-from steering.rollouts import class_goals, run_steered, run_unsteered
+from steering.rollouts import class_goals, run_unsteered
 from steering.steerer import Steerer
 
 PLACES = ("side", "cutmix", "inset", "grid")  # kinds whose objects lie somewhere
@@ -145,7 +145,7 @@ def _summary(network: Network, trials: Sequence[Trials], goals: Tensor, seen: di
     rows: dict[str, list[float]] = {"J": [], "present_at_5%": [], "auroc_support": []}
     for trial in trials:
         unsteered = run_unsteered(network, trial.scenes.pixels) if seen is None else seen[id(trial)]
-        there, not_there = (run_steered(network, unsteered, goals[c]) for c in (trial.present, trial.absent))
+        there, not_there = (after.output for after in run_both(network, trial, unsteered, goals))
         curve = constant_top_one(there, not_there, trial, CONSTANTS)
         present, absent = constant_top_one(there, not_there, trial, (0.0,)).rates()
         scores = [support(there, goals[trial.present]), support(not_there, goals[trial.absent])]

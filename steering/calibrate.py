@@ -184,7 +184,7 @@ def top1_rates(
 ) -> tuple[float, float]:
     """How often the goal becomes top-1 at a strength: when it is present, and when it is absent."""
     present, absent = (
-        float(top1(run_steered(network, unsteered, goals[classes], strength), classes).float().mean())
+        float(top1(run_steered(network, unsteered, goals[classes], strength).output, classes).float().mean())
         for classes in (trial.present, trial.absent)
     )
     return present, absent

@@ -131,23 +131,21 @@ class Examples:
         """Look at what is shown, for a present and for an absent goal of every way."""
         trials = shown.trials
         unsteered = run_unsteered(self.network, trials.scenes.pixels)
-        first, places = unsteered.first, unsteered.places
-        near = near_misses(first, trials.scenes.labels, self.generator)
+        first = unsteered.seen
+        near = near_misses(unsteered.first, trials.scenes.labels, self.generator)
         is_near = (torch.rand(len(near), generator=self.generator) < self.near).to(near.device)
         absent = torch.where(is_near, near, trials.absent.to(near)).cpu()
-        seen = None if self.twin is None else run_unsteered(self.twin, trials.scenes.pixels)
+        before_twin = None if self.twin is None else run_unsteered(self.twin, trials.scenes.pixels)
         for way, make in self.ways.items():
             for is_present, classes in ((True, trials.present), (False, absent)):
                 goals, familiarity = make(shown, classes, is_present)
                 after = run_steered(self.network, unsteered, goals)
-                values, without = (
-                    features(first, output, places, goals, familiarity).cpu() for output in (after, first)
-                )
+                values, without = (features(first, seen, goals, familiarity).cpu() for seen in (after, first))
                 answers = torch.full((len(values),), float(is_present))
                 self.rows.setdefault(way, []).append((values, without, answers))
-                if self.twin is not None and seen is not None and way == next(iter(self.ways)):
-                    after = run_steered(self.twin, seen, goals)
-                    values = features(first, after, places, goals, familiarity).cpu()
+                if self.twin is not None and before_twin is not None and way == next(iter(self.ways)):
+                    after = run_steered(self.twin, before_twin, goals)
+                    values = features(first, after, goals, familiarity).cpu()
                     self.rows.setdefault(f"{way}{TWIN}", []).append((values, values, answers))
 
     def of(self, way: str) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n f"], Float[Tensor, " n"]]:

@@ -6,14 +6,15 @@ pass minus the support of the unsteered pass.
 
 Unusual: the verdict does not read the steered output alone. It is a logistic regression, fitted on composites of
 training images that the backbone has not seen. It weighs the support and the logit of the goal before and after, the
-entropy of the output, what single places say, how many classes the goal covers, and how near the words lie to words
-that the backbone knows. It is fitted separately for every way of making goals. This calibration is what says "absent".
+entropy of the output, what single places say, the margin of the goal over its best rival, how many classes the goal
+covers, and how near the words lie to words that the backbone knows. It is fitted separately for every way of making
+goals. This calibration is what says "absent".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,33 @@ FEATURES = (
     "support by places",
     "log classes covered",
     "familiarity",
+    "support by places after",
+    "margin before",
+    "margin after",
+    "margin by places before",
+    "margin by places after",
 )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass over b images says of every class.
+
+    Attributes:
+        output: (b, M) logits, float32.
+        places: (b, M), class evidence by places: probabilities; see `lrm_core.places`.
+    """
+
+    output: Tensor
+    places: Tensor
+
+    def __getitem__(self, rows: slice) -> Seen:
+        return Seen(self.output[rows], self.places[rows])
+
+    @classmethod
+    def cat(cls, parts: Sequence[Seen]) -> Seen:
+        """Several as one."""
+        return Seen(torch.cat([part.output for part in parts]), torch.cat([part.places for part in parts]))
 
 
 def goal_weights(goal: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
@@ -55,27 +82,38 @@ def support(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> Float
     return (chances + for_it).logsumexp(-1) - (chances + against).logsumexp(-1)
 
 
+def margin(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> Float[Tensor, " *b"]:
+    """Log-odds, in nats, of what the goal stands for against its best rival: the likeliest class that it leaves out."""
+    weights, chances = goal_weights(goal), output.float().log_softmax(-1)
+    for_it, against = (w.clamp(min=TINY).log() for w in (weights, 1 - weights))
+    return (chances + for_it).logsumexp(-1) - (chances + against).amax(-1)
+
+
 def features(
-    before: Float[Tensor, "*b m"],
-    after: Float[Tensor, "*b m"],
-    places: Float[Tensor, "*b m"],
-    goal: Float[Tensor, "*b m"],
-    familiarity: Float[Tensor, " *b"],
+    before: Seen, after: Seen, goal: Float[Tensor, "*b m"], familiarity: Float[Tensor, " *b"]
 ) -> Float[Tensor, "*b f"]:
-    """The features that the verdict reads, in the order of `FEATURES`.
+    """The features that verdicts read, in the order of `FEATURES`.
 
     Args:
-        before, after, goal: logits.
-        places: probabilities; see `lrm_core.places.class_evidence`.
+        before, after: the first pass, and the last steered one.
+        goal: logits.
         familiarity: cosine of the query and the nearest known words.
     """
     weights = goal_weights(goal)
     covered = weights.sum(-1)
-    logits = [(output.float() * weights).sum(-1) / covered for output in (before, after)]  # of what the goal stands for
-    supports = [support(output, goal) for output in (before, after)]
-    entropies = [torch.distributions.Categorical(logits=output.float()).entropy() for output in (before, after)]
-    placed = support(places.float().clamp(min=TINY).log(), goal)
-    return torch.stack([*supports, *logits, *entropies, placed, covered.log(), familiarity.float()], -1)
+    outputs = (before.output.float(), after.output.float())
+    placed = [seen.places.float().clamp(min=TINY).log() for seen in (before, after)]
+    values = [
+        *(support(output, goal) for output in outputs),
+        *((output * weights).sum(-1) / covered for output in outputs),  # the mean logit of what the goal stands for
+        *(torch.distributions.Categorical(logits=output).entropy() for output in outputs),
+        support(placed[0], goal),
+        covered.log(),
+        familiarity.float(),
+        support(placed[1], goal),
+        *(margin(output, goal) for output in (*outputs, *placed)),
+    ]
+    return torch.stack(values, -1)
 
 
 @dataclass(frozen=True)
@@ -86,6 +124,7 @@ class Verdict:
         mean, std: of each feature; they standardise it.
         weights: for a constant, for each feature, and for each product of two features, in that order.
         absent_below, present_above: the thresholds, as probabilities. Between them the answer is "unsure".
+        features: the names of the features that it reads, of `FEATURES`.
     """
 
     mean: tuple[float, ...]
@@ -93,10 +132,16 @@ class Verdict:
     weights: tuple[float, ...]
     absent_below: float = 0.3
     present_above: float = 0.8  # a false "present" is what users of such systems complain of
+    features: tuple[str, ...] = FEATURES
 
     def probability(self, values: Float[Tensor, "*b f"]) -> Float[Tensor, " *b"]:
-        """Calibrated probability that the goal is in the image, where present and absent goals are equally frequent."""
-        standard = (values - values.new_tensor(self.mean)) / values.new_tensor(self.std)
+        """Calibrated probability that the goal is in the image, where present and absent goals are equally frequent.
+
+        Args:
+            values: all features, in the order of `FEATURES`.
+        """
+        read = values[..., [FEATURES.index(name) for name in self.features]]
+        standard = (read - values.new_tensor(self.mean)) / values.new_tensor(self.std)
         return torch.sigmoid(expand(standard) @ values.new_tensor(self.weights))
 
     def answer(self, probability: float) -> Answer:
@@ -107,9 +152,12 @@ class Verdict:
 
 
 def save_verdicts(path: str | Path, verdicts: Mapping[str, Verdict], backbone_sha256: str) -> None:
-    """Write the verdicts of a backbone as JSON, one for each way of making goals."""
-    fitted = {name: verdict.__dict__ for name, verdict in verdicts.items()}
-    fields = {"backbone_sha256": backbone_sha256, "features": FEATURES, "verdicts": fitted}
+    """Write the verdicts of a backbone as JSON, one for each way of making goals. All read the same features."""
+    read = next(iter(verdicts.values())).features
+    fitted = {
+        name: {k: v for k, v in verdict.__dict__.items() if k != "features"} for name, verdict in verdicts.items()
+    }
+    fields = {"backbone_sha256": backbone_sha256, "features": read, "verdicts": fitted}
     Path(path).write_text(json.dumps(fields, indent=1) + "\n")
 
 
@@ -123,7 +171,8 @@ def load_verdicts(path: str | Path, backbone_sha256: str) -> dict[str, Verdict]:
         fields: Any = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(fields, dict) or fields.get("features") != list(FEATURES):
+    read = fields.get("features") if isinstance(fields, dict) else None
+    if not isinstance(read, list) or not read or any(name not in FEATURES for name in read):
         raise ValueError(f"{path} was fitted on other features; fit it again with `python -m steering.calibrate`")
     if fields.get("backbone_sha256") != backbone_sha256:
         raise ValueError(
@@ -134,7 +183,7 @@ def load_verdicts(path: str | Path, backbone_sha256: str) -> dict[str, Verdict]:
         verdicts = {}
         for name, values in fields["verdicts"].items():
             given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            verdicts[name] = Verdict(**given)
+            verdicts[name] = Verdict(**given, features=tuple(read))
         return verdicts
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not hold verdicts: {error}") from None

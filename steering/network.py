@@ -27,6 +27,7 @@ from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
 from lrm_core.packing import Layout
 from lrm_core.places import class_evidence
+from steering.evidence import Seen
 from steering.heatmap import steering_heatmap
 from steering.images import framed
 
@@ -53,26 +54,22 @@ class Defaults:
 
 
 @dataclass(frozen=True)
-class Glance:
-    """Images after their first, unsteered pass: all that any goal needs.
+class Glance(Seen):
+    """Images after their first, unsteered pass: all that any goal needs, and what the pass says of every class.
 
     Attributes:
         stem, state: what the next pass starts from.
-        output: (b, M) logits, float32.
-        places: (b, M), class evidence by places: probabilities; see `lrm_core.places`.
         shape: rows and columns of pixels in which the images were seen.
     """
 
     stem: Stem
     state: State
-    output: Tensor
-    places: Tensor
     shape: tuple[int, int]
 
     def expand(self, count: int) -> Glance:
         """The glance at one image, as a view for a batch of `count` goals."""
         views = (self.output.expand(count, -1), self.places.expand(count, -1))
-        return Glance(self.stem.expand(count), self.state.expand(count), *views, self.shape)
+        return Glance(*views, self.stem.expand(count), self.state.expand(count), self.shape)
 
 
 class Network:
@@ -170,8 +167,11 @@ class Network:
         return self._glance(stem, state, output, (inputs.shape[-2], inputs.shape[-1]))
 
     def _glance(self, stem: Stem, state: State, output: Tensor, shape: tuple[int, int]) -> Glance:
-        places = class_evidence(self.model, self.output, output, state)
-        return Glance(stem, state, output.float(), places, shape)
+        seen = self._seen(output, state)
+        return Glance(seen.output, seen.places, stem, state, shape)
+
+    def _seen(self, output: Tensor, state: State) -> Seen:
+        return Seen(output.float(), class_evidence(self.model, self.output, output, state))
 
     @cached_property
     def _layouts(self) -> dict[tuple[int, int], Layout]:
@@ -225,10 +225,10 @@ class Network:
         *,
         strength: Strength | None = None,
         passes: int | None = None,
-    ) -> Float[Tensor, "b m"]:
-        """Outputs of the last steered pass, with one goal for each image of the glance."""
+    ) -> Seen:
+        """What the last steered pass says, with one goal for each image of the glance."""
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
-        return self.model.step(glance.stem, state, [steer])[0].float()
+        return self._seen(*self.model.step(glance.stem, state, [steer]))
 
     @torch.no_grad()
     def before_last(
@@ -264,11 +264,12 @@ class Network:
         *,
         strength: Strength | None = None,
         passes: int | None = None,
-    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b h w"]]:
+    ) -> tuple[Seen, Float[Tensor, "b h w"]]:
         """Like `steer`, with heatmaps in 0–1 that show where the goal was found. Raises like `before_last`."""
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
-        output, heatmaps = steering_heatmap(self.model, glance.stem, state, steer, goals)
-        return output.float(), heatmaps
+        output, activations, heatmaps = steering_heatmap(self.model, glance.stem, state, steer, goals)
+        after = State({**state.activations, **activations}, state.num_passes + 1)
+        return self._seen(output, after), heatmaps
 
 
 def _spelled(dtype: torch.dtype) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrm_core.feedback import Strength
+from steering.evidence import Seen
 from steering.network import Glance, Network
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class Unsteered:
     first: Tensor
     places: Tensor
     last: Tensor
+
+    @property
+    def seen(self) -> Seen:
+        """What the first pass says."""
+        return Seen(self.first, self.places)
 
 
 def fit(pixels: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 _ _"]:
@@ -77,14 +83,14 @@ def run_steered(
     goals: Float[Tensor, "b m"],
     strength: Strength | None = None,
     passes: int | None = None,
-) -> Float[Tensor, "b m"]:
-    """Outputs of the last steered pass, with one goal for each scene."""
+) -> Seen:
+    """What the last steered pass says, with one goal for each scene."""
     parts = goals.split([len(glance.output) for glance in unsteered.glances])
-    outputs = [
+    seen = [
         network.steer(glance, part, strength=strength, passes=passes)
         for glance, part in zip(unsteered.glances, parts, strict=True)
     ]
-    return torch.cat(outputs)
+    return Seen.cat(seen)
 
 
 def class_goals(steerer: Steerer, seed: int = 0) -> Float[Tensor, "m m"]:

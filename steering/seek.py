@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrm_core.feedback import Strength
-from steering.evidence import Answer, Verdict, features, support
+from steering.evidence import Answer, Seen, Verdict, features, support
 from steering.goals import Goal
 from steering.network import Glance, Network
 
@@ -29,14 +29,14 @@ class Sought:
     """What looking for one goal gave, for each of b images.
 
     Attributes:
-        after: (b, M), output of the last steered pass.
+        after: the last steered pass.
         support: (b,), support of the goal after that pass, in nats.
         evidence: (b,), change of the support by steering, in nats.
         probability: (b,), calibrated probability that the goal is there. None where no verdict was calibrated for goals
             that were made in this way.
     """
 
-    after: Tensor
+    after: Seen
     support: Tensor
     evidence: Tensor
     probability: Tensor | None
@@ -55,7 +55,7 @@ def seek(
     """Look for one goal in every image of a glance. Raises like `Network.before_last`."""
     goals = goal.vector.to(network.device).expand(len(glance.output), -1)
     after = network.steer(glance, goals, strength=strength, passes=passes)
-    supported = support(after, goals)
+    supported = support(after.output, goals)
     chance = probability(network, verdicts, glance, goal, after, strength=strength, passes=passes)
     return Sought(after, supported, supported - support(glance.output, goals), chance)
 
@@ -66,12 +66,12 @@ def probability(
     verdicts: Verdicts,
     glance: Glance,
     goal: Goal,
-    after: Float[Tensor, "b m"],
+    after: Seen,
     *,
     strength: Strength | None = None,
     passes: int | None = None,
 ) -> Float[Tensor, " b"] | None:
-    """Probability that a goal is in each image, given the output `after` of the pass that looked for it.
+    """Probability that a goal is in each image, given what the pass said that looked for it.
 
     A goal without terms needs no further pass. A goal with terms costs a pass for each. None where no verdict was
     calibrated.
@@ -83,8 +83,8 @@ def probability(
             return None
         goals = goal.vector.to(network.device).expand(count, -1)
         familiarity = goals.new_full((count,), goal.familiarity)
-        return verdict.probability(features(glance.output, after, glance.places, goals, familiarity))
-    together = after.new_ones(count)
+        return verdict.probability(features(glance, after, goals, familiarity))
+    together = after.output.new_ones(count)
     for weight, term in goal.terms:
         alone = seek(network, verdicts, glance, term, strength=strength, passes=passes).probability
         if alone is None:

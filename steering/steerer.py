@@ -263,11 +263,11 @@ class Steerer:
         one = network.glance(network.pixels(picture))
         glance = one.expand(count)
         after, heatmaps = network.heatmap(glance, vectors, strength=strength, passes=passes)
-        evidence = (support(after, vectors) - support(glance.output, vectors)).tolist()
+        evidence = (support(after.output, vectors) - support(glance.output, vectors)).tolist()
         options: dict[str, Any] = {"strength": strength, "passes": passes}
         chances = [
-            probability(network, self.verdicts, one, goal, row[None], **options)
-            for goal, row in zip(goals, after, strict=True)
+            probability(network, self.verdicts, one, goal, after[row : row + 1], **options)
+            for row, goal in enumerate(goals)
         ]
         numbers = [None if chance is None else float(chance[0]) for chance in chances]
         seconds = (time.perf_counter() - start) / count
@@ -280,7 +280,7 @@ class Steerer:
                 class_names=self.class_names,
                 picture=picture,
                 before=glance.output[index],
-                after=after[index],
+                after=after.output[index],
                 goal=vectors[index],
                 heatmap=heatmaps[index],
                 evidence=evidence[index],

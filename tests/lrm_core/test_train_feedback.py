@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lrm_core.pictures import MOST_OBJECTS, PictureConfig, Pictures, compose_scenes
-from lrm_core.train_feedback import FeedbackTraining, choose, named, support_of, train
+from lrm_core.pictures import MOST_OBJECTS, PictureConfig, Pictures, compose_scenes, frequencies
+from lrm_core.train_feedback import FeedbackTraining, choose, kept_answers, named, support_of, train
 from lrm_core.weights import load_model
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
@@ -76,14 +76,39 @@ def test_absent_goals_are_absent_and_near_ones_are_what_the_first_pass_prefers()
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(400, 30, generator=generator)
     labels = torch.stack([torch.arange(400) % 30, torch.full((400,), -1)], 1)
-    present, near = choose(first, labels, 1.0, generator)
-    _, anything = choose(first, labels, 0.0, generator)
+    alike = torch.full((30,), 1 / 30)
+    present, near = choose(first, labels, 1.0, alike, generator)
+    _, anything = choose(first, labels, 0.0, alike, generator)
     assert torch.equal(present, labels[:, 0])
     assert not (near == present).any()
     assert not (anything == present).any()
     rank = (first > first.gather(1, near[:, None])).sum(1)
     assert rank.max() <= 20
     assert len(anything.unique()) == 30
+
+
+def test_common_classes_are_as_often_absent_as_present():
+    generator = torch.Generator().manual_seed(0)
+    first, labels = torch.randn(4000, 6, generator=generator), torch.full((4000, 2), -1)
+    labels[:, 0] = torch.randint(0, 6, (4000,), generator=generator)
+    common = torch.tensor([8.0, 8, 1, 1, 1, 1]) / 20
+    for near in (0.0, 1.0):
+        _, absent = choose(first, labels, near, common, generator)
+        counts = torch.bincount(absent, minlength=6).float()
+        assert (counts[:2].min() > 4 * counts[2:].max()).all()
+
+
+def test_frequencies_are_shares_of_labels_with_one_more_of_each():
+    assert frequencies(torch.tensor([[0, 0], [2, -1]]), 4).tolist() == pytest.approx([3 / 7, 1 / 7, 2 / 7, 1 / 7])
+
+
+def test_an_answer_that_is_kept_costs_nothing_and_only_pictures_of_one_thing_count():
+    first = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    after = torch.tensor([[2.0, 1.0, 0.0], [5.0, 0.0, 0.0]])
+    assert kept_answers(after, first, torch.tensor([True, False])).item() == pytest.approx(0)
+    both = kept_answers(after, first, torch.tensor([True, True])).item()
+    p, q = first[1].softmax(0), after[1].softmax(0)
+    assert both == pytest.approx(float((p * (p / q).log()).sum()) / 2)
 
 
 def test_support_and_naming_are_log_odds_and_surprise():
@@ -98,7 +123,7 @@ def test_a_run_trains_feedback_alone_and_resumes_to_the_same_weights(config: Fee
     whole = train(config.model_copy(update={"goals": goals}))
     model, _, card = load_model(whole / "backbone.safetensors")
     assert any(path.projection.weight.any() for path in model.paths.values())
-    assert set(card["measured"]) == {"looking", "naming", "right"}
+    assert set(card["measured"]) == {"looking", "naming", "keeping", "right"}
     folder = str(tmp_path / "again")
     again = config.model_copy(update={"goals": goals, "run_folder": folder, "checkpoint_minutes": 0.0})
     with pytest.MonkeyPatch.context() as patch:

@@ -98,11 +98,17 @@ def test_a_count_or_seed_that_is_no_such_number_raises(labelled, count, seed, na
 
 def test_near_misses_are_not_there_and_are_among_the_likeliest_of_the_rest():
     generator = torch.Generator().manual_seed(0)
-    output = torch.randn(300, 40, generator=generator)
-    labels = torch.stack([output.argmax(1), torch.full((300,), -1)], 1)  # the likeliest is there
+    output = torch.randn(2000, 40, generator=generator)
+    labels = torch.stack([output.argmax(1), torch.full((2000,), -1)], 1)  # the likeliest is there
     near = near_misses(output, labels, generator)
     assert not (near[:, None] == labels).any()
     rank = (output > output.gather(1, near[:, None])).sum(1)
+    counts = torch.bincount(rank)
     assert set(rank.tolist()) == set(range(1, 21))
-    few = near_misses(output[:, :3], torch.zeros(300, 2, dtype=torch.long), generator)
+    assert 1.6 * counts[2] < counts[1] < 2.4 * counts[2]  # the likeliest twice as often as the next
+    common = torch.ones(40)
+    common[:20] = 9.0
+    often = near_misses(output, labels, generator, common) < 20
+    assert 0.85 < often.float().mean() < 0.95
+    few = near_misses(output[:, :3], torch.zeros(2000, 2, dtype=torch.long), generator)
     assert few.min() > 0  # where fewer classes are left, all of them are near

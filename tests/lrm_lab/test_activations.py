@@ -27,7 +27,7 @@ def test_features_of_a_pass_are_those_of_the_roll_out(toy: Steerer, pixels: torc
     goal = toy.goal("a cat").vector
     steered = pass_features(toy.network, pixels, [toy.network.output], goal=goal)
     last = toy.network.steer(toy.network.glance(pixels), goal.expand(len(pixels), -1))
-    np.testing.assert_allclose(steered[-1][toy.network.output], last.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(steered[-1][toy.network.output], last.output.numpy(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(steered[0][toy.network.output], features[0][toy.network.output], rtol=1e-4, atol=1e-4)
     assert np.abs(steered[-1][toy.network.output] - features[-1][toy.network.output]).max() > 0.01
 

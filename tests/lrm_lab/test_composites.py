@@ -17,7 +17,7 @@ from lrm_lab.statistics import CONSTANTS, rate_at, resampling
 from lrm_lab.trials import constant_top_one
 from prior.captions import with_article
 from steering import Steerer
-from steering.evidence import TWIN, UNSTEERED, support
+from steering.evidence import TWIN, UNSTEERED, Seen, support
 from steering.rollouts import class_goals, run_steered, run_unsteered
 
 
@@ -103,7 +103,7 @@ def test_at_strength_zero_a_goal_changes_nothing(toy, challenge, labelled):
     trials = build(challenge[1], *labelled)
     unsteered = run_unsteered(network, trials.scenes.pixels)
     first = (unsteered.first, unsteered.first)
-    after = [run_steered(network, unsteered, goals[c], 0.0) for c in (trials.present, trials.absent)]
+    after = [run_steered(network, unsteered, goals[c], 0.0).output for c in (trials.present, trials.absent)]
     assert torch.equal(after[0], unsteered.first)
     weights = resampling(8)
     assert rates((after[0], after[1]), trials, weights) == rates(first, trials, weights)
@@ -166,7 +166,7 @@ def test_a_control_gets_the_pass_and_the_strength_that_serve_it_best(toy, trials
     assert torch.equal(found["plain"].present, plain.present)
     assert present_at_five(found["constant"]) == max(present_at_five(plain), present_at_five(late))
     for strength in (0.5, 1.0):
-        own = [run_steered(toy.network, unsteered, goals[c], strength) for c in (trials.present, trials.absent)]
+        own = [run_steered(toy.network, unsteered, goals[c], strength).output for c in (trials.present, trials.absent)]
         assert present_at_five(found["additive"]) >= present_at_five(constant_top_one(*own, trials, CONSTANTS))
 
 
@@ -218,10 +218,10 @@ def test_a_verdict_fitted_without_steering_scores_the_first_pass_alone(toy, tria
     assert torch.equal(fitted[:4], scores[:4])
     # The toy's verdicts read the support after steering, which without any is the support before.
     torch.testing.assert_close(fitted[4], torch.sigmoid(0.5 * scores[2]))
-    other = tuple(-after for after in afters)  # whatever steering made of it
+    other = tuple(Seen(-after.output, after.places) for after in afters)  # whatever steering made of it
     assert torch.equal(trial_scores(without, trials, unsteered, goals, other)[1][4], fitted[4])
     classes = torch.cat([trials.present, trials.absent])
-    steered = torch.sigmoid(support(torch.cat(afters), own[classes]))
+    steered = torch.sigmoid(support(Seen.cat(afters).output, own[classes]))
     torch.testing.assert_close(told, steered)
     assert not torch.allclose(told, torch.sigmoid(scores[2]))
 
@@ -234,18 +234,25 @@ def test_detection_tells_ranking_from_calibration():
     probability, outcome = probability[pairs], outcome[pairs]
     noise = torch.randn(3, len(outcome), generator=generator)
     scores = torch.stack([noise[0], probability, noise[1], probability.logit(), noise[2]])
-    honest = detection(probability, scores, outcome)
+    near = probability[outcome == 0]
+    honest = detection(probability, scores, outcome, near)
     assert honest["calibration_error"] < 0.02
+    assert honest["calibration_error_near"] == pytest.approx(honest["calibration_error"], abs=1e-3)
+    assert honest["auroc_near"] == pytest.approx(honest["auroc_verdict"], abs=1e-3)
+    fooled = detection(probability, scores, outcome, torch.ones_like(near))
+    assert fooled["auroc_near"] < 0.1
+    assert fooled["calibration_error_near"] > 0.1
+    assert fooled["calibration_error"] == honest["calibration_error"]
     assert honest["auroc_unsteered_logit"] == pytest.approx(honest["auroc_verdict"], abs=1e-3)  # the better row
     assert honest["auroc_steered_support"] == pytest.approx(honest["auroc_verdict"], abs=1e-3)
     assert honest["auroc_unsteered_support"] == pytest.approx(0.5, abs=0.02)
     assert honest["auroc_unsteered_verdict"] == pytest.approx(0.5, abs=0.02)
     alone = honest["auroc_verdict"] - honest["auroc_unsteered_verdict"]
     assert 0.25 < honest["auroc_steering_interval"][0] < alone < honest["auroc_steering_interval"][1]
-    same = detection(probability, torch.stack([*noise[[0, 1, 2, 0]], probability]), outcome)
+    same = detection(probability, torch.stack([*noise[[0, 1, 2, 0]], probability]), outcome, near)
     assert same["auroc_steering_interval"] == [0.0, 0.0]
     assert honest["auroc_gain"] == pytest.approx(0, abs=1e-3)
-    boastful = detection((probability > 0.5).float(), scores, outcome)
+    boastful = detection((probability > 0.5).float(), scores, outcome, near)
     assert boastful["calibration_error"] == pytest.approx(0.25, abs=0.02)
     assert boastful["auroc_gain"] < 0
     assert boastful["auroc_gain_interval"][1] < 0
@@ -261,7 +268,8 @@ def test_a_twin_is_judged_by_its_own_verdict_on_its_own_second_pass(toy, trials)
     twin = toy.with_network(toy.network, {**toy.verdicts, f"diffusion{TWIN}": toy.verdicts["diffusion"]})
     probability, scores, outcome = trial_scores(twin, trials, unsteered, goals, afters, toy.network)
     torch.testing.assert_close(scores[5], probability)  # a twin that is the network itself
-    found = detection(probability, scores, outcome)
+    near = probability[outcome == 0]
+    found = detection(probability, scores, outcome, near)
     assert found["auroc_twin_verdict"] == pytest.approx(found["auroc_verdict"])
     assert found["auroc_twin_interval"] == pytest.approx([0.0, 0.0], abs=1e-6)
-    assert "auroc_twin_verdict" not in detection(probability, scores[:5], outcome)
+    assert "auroc_twin_verdict" not in detection(probability, scores[:5], outcome, near)

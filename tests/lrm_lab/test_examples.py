@@ -52,7 +52,7 @@ def test_items_are_the_trials_of_the_seed_with_the_verdicts_of_a_plain_run(judge
         for column, classes in enumerate((trials.present, trials.absent)):
             items = [pair[column] for pair in everything.shown[kind]]
             after = run_steered(judge.network, unsteered, goals[classes])
-            values = features(unsteered.first, after, unsteered.places, goals[classes], familiarity[classes])
+            values = features(unsteered.seen, after, goals[classes], familiarity[classes])
             probabilities = torch.tensor([i.probability for i in items])
             torch.testing.assert_close(probabilities, judge.verdict.probability(values), atol=1e-4, rtol=1e-4)
             assert [i.query for i in items] == [with_article(judge.class_names[c]) for c in classes]

@@ -25,7 +25,7 @@ def outputs(toy, labelled, measured):
     rows = torch.cat([(labels == entry["index"]).nonzero()[:, 0] for entry in measured["classes"]])
     unsteered = run_unsteered(toy.network, pixels[rows])
     goals = toy.goals(["a lemon", "a cat"])
-    steered = [run_steered(toy.network, unsteered, goal.vector.expand(len(rows), -1)) for goal in goals]
+    steered = [run_steered(toy.network, unsteered, goal.vector.expand(len(rows), -1)).output for goal in goals]
     found = (unsteered.first, unsteered.last, *steered)
     return [output.double().unflatten(0, (len(measured["classes"]), -1)) for output in found]
 

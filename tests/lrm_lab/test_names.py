@@ -32,10 +32,12 @@ def test_each_photograph_is_asked_for_its_name_another_and_the_likeliest_wrong_o
     monkeypatch.setattr(names, "chances", chances)
     pixels, labels = labelled
     names.measure(toy, pixels, labels, 3)
-    right, random, near = asked
+    right, random, alike, near = asked
     assert torch.equal(right, labels)
     assert (random != labels).all()
     assert len(random.unique()) > 2
+    means = torch.stack([toy.prototype_goal(name).vector for name in toy.class_names])
+    assert torch.equal(alike, means.argsort(1, descending=True)[:, 1][labels])
     output = toy.network.glance(toy.network.preprocessing.normalise(pixels)).output
     ranking = output.argsort(1, descending=True)
     assert torch.equal(near, torch.where(ranking[:, 0] == labels, ranking[:, 1], ranking[:, 0]))
@@ -45,7 +47,7 @@ def test_each_photograph_is_asked_for_its_name_another_and_the_likeliest_wrong_o
 def test_a_verdict_that_always_says_the_same_is_right_half_of_the_time(make_judge, labelled, log_odds, present, said):
     measured = names.measure(make_judge(log_odds), *labelled)
     assert (measured["photographs"], measured["classes"], measured["right_name_present"]) == (30, 6, present)
-    for way in ("random", "near"):
+    for way in ("random", "alike", "near"):
         assert measured[way]["absent"] == 1 - present
         assert measured[way]["balanced_accuracy"] == 0.5
         assert measured[way]["interval"] == pytest.approx([0.5, 0.5])
@@ -77,11 +79,13 @@ def test_without_a_verdict_nothing_is_asked(toy, labelled):
 
 def test_the_report_holds_each_way_to_its_own_bar(toy, labelled):
     measured = names.measure(toy, *labelled)
-    for way, value in (("random", 0.95), ("near", 0.849)):
+    for way, value in (("random", 0.95), ("alike", 0.85), ("near", 0.849)):
         measured[way] |= {"balanced_accuracy": value, "interval": [0.8, 1.0]}
-    random, near = names_report.rows(measured)
+    random, alike, near = names_report.rows(measured)
     assert random[0] == "30 photographs, 6 names: balanced accuracy against another name at random"
     assert (random[1].split(" (")[0], random[2]) == ("95.0 % [80.0, 100.0]", "≥ 95 %")
+    assert alike[0].endswith("against the name that looks most like it")
+    assert (alike[1].split(" (")[0], alike[2]) == ("85.0 % [80.0, 100.0]", "≥ 85 %")
     assert (near[1].split(" (")[0], near[2]) == ("84.9 % [80.0, 100.0]", "≥ 85 %, **missed**")
     ((text, figures),) = names_report.sections(measured)
     assert "| a near miss | 84.9 % [80.0, 100.0] |" in text

@@ -171,10 +171,12 @@ def test_the_verdict_is_told_with_and_without_steering(results):
     pooled = results["composites"]["pooled"]
     pooled |= {"auroc_verdict": 0.871, "auroc_unsteered_logit": 0.801, "auroc_unsteered_verdict": 0.842}
     pooled |= {"auroc_gain": 0.07, "auroc_gain_interval": [0.05, 0.09], "auroc_steered_support": 0.86}
-    pooled |= {"auroc_unsteered_support": 0.79, "calibration_error": 0.012}
+    pooled |= {"auroc_unsteered_support": 0.79, "calibration_error": 0.012, "auroc_near": 0.75}
+    pooled["calibration_error_near"] = 0.034
     text = gains(results["composites"])
     assert numbers_in(text)[3:10] == ["0.871", "0.801", "+0.070", "0.050", "0.090", "0.842", "0.012"]
-    assert cells(text, "composites, pooled") == ["0.871", "0.842", "0.860", "0.790", "0.801", "0.012"]
+    assert numbers_in(text)[10] == "0.034"
+    assert cells(text, "composites, pooled") == ["0.871", "0.842", "0.860", "0.790", "0.801", "0.750", "0.012", "0.034"]
 
 
 def told(report, measured):

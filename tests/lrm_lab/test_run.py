@@ -151,7 +151,7 @@ def test_with_wordnet_ids_photographs_are_asked_for_every_name(asked):
         {**entry, "wnid": f"n{row}"} for row, entry in enumerate(bench.network.card["classes"])
     ]
     lacks = {part.name: part.lacks(bench) for part in PARTS}
-    for part in ("unknown", "above"):
+    for part in ("ladder", "unknown", "above"):
         assert lacks.pop(part) == "the lists are for ImageNet's 1,000 classes, and the model has 6"
     assert set(lacks.values()) == {""}
     (names,) = (part for part in PARTS if part.name == "names")

@@ -97,10 +97,12 @@ def test_negative_terms_steer_through_the_negative_gain(toy: Steerer):
     goal, network = toy.goal("a cat - a teapot"), toy.network
     assert [weight for weight, _ in goal.terms] == [1, -1]
     glance = network.glance(network.pixels(open_image("sample:cat")))
-    plain = network.steer(glance, toy.goal("a cat").vector[None])
-    assert not torch.allclose(network.steer(glance, goal.vector[None]), plain, atol=1e-3)
-    no_negative = network.steer(glance, goal.vector[None], strength=(0.0, 1.0))
-    assert not torch.allclose(network.steer(glance, goal.vector[None], strength=(1.0, 1.0)), no_negative, atol=1e-3)
+    plain = network.steer(glance, toy.goal("a cat").vector[None]).output
+    assert not torch.allclose(network.steer(glance, goal.vector[None]).output, plain, atol=1e-3)
+    no_negative = network.steer(glance, goal.vector[None], strength=(0.0, 1.0)).output
+    assert not torch.allclose(
+        network.steer(glance, goal.vector[None], strength=(1.0, 1.0)).output, no_negative, atol=1e-3
+    )
 
 
 def test_an_image_is_a_term_and_has_the_verdict_only_if_all_have_one(toy: Steerer):

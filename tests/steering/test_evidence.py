@@ -8,16 +8,19 @@ import torch
 
 from steering.evidence import (
     FEATURES,
+    Seen,
     Verdict,
     expand,
     features,
     goal_weights,
     load_verdicts,
+    margin,
     save_verdicts,
     support,
 )
 
-VERDICT = Verdict((0.0, 1.0, 0.0, 0.5), (1.0, 2.0, 1.0, 0.5), tuple(i / 10 for i in range(15)))
+READ = FEATURES[1:5]
+VERDICT = Verdict((0.0, 1.0, 0.0, 0.5), (1.0, 2.0, 1.0, 0.5), tuple(i / 10 for i in range(15)), features=READ)
 
 
 def logits(*values):
@@ -62,24 +65,38 @@ def test_the_best_class_of_a_goal_counts_fully_and_the_others_by_their_odds():
 
 
 def test_the_features_are_what_their_names_say():
-    before, after, goal = torch.randn(2, 5), torch.randn(2, 5), torch.zeros(2, 5)
+    before, after = (Seen(torch.randn(2, 5), torch.rand(2, 5).softmax(1)) for _ in range(2))
+    goal = torch.zeros(2, 5)
     goal[1, 3] = 80
-    places = torch.rand(2, 5).softmax(1)
-    values = features(before, after, places, goal, torch.tensor([0.25, 0.75]))
+    values = features(before, after, goal, torch.tensor([0.25, 0.75]))
     assert values.shape == (2, len(FEATURES))
-    torch.testing.assert_close(values[:, 0], support(before, goal))
-    torch.testing.assert_close(values[:, 1], support(after, goal))
     named = dict(zip(FEATURES, values.unbind(1), strict=True))
     torch.testing.assert_close(named["log classes covered"], torch.tensor([math.log(5), 0.0]))
-    torch.testing.assert_close(named["support by places"][1], torch.logit(places[1, 3]))  # a goal for one class
     assert named["familiarity"].tolist() == [0.25, 0.75]
-    # A goal for everything reads the mean logit, a goal for one class that class's.
-    torch.testing.assert_close(named["logit before"], torch.stack([before[0].mean(), before[1, 3]]))
-    torch.testing.assert_close(named["logit after"], torch.stack([after[0].mean(), after[1, 3]]))
-    p = before.softmax(1)
-    torch.testing.assert_close(named["entropy before"], -(p * p.log()).sum(1))
-    q = after.softmax(1)
-    torch.testing.assert_close(named["entropy after"], -(q * q.log()).sum(1))
+    for when, seen in (("before", before), ("after", after)):
+        p = seen.output.softmax(1)
+        torch.testing.assert_close(named[f"support {when}"], support(seen.output, goal))
+        torch.testing.assert_close(named[f"entropy {when}"], -(p * p.log()).sum(1))
+        # A goal for everything reads the mean logit, a goal for one class that class's.
+        expected = torch.stack([seen.output[0].mean(), seen.output[1, 3]])
+        torch.testing.assert_close(named[f"logit {when}"], expected)
+        torch.testing.assert_close(named[f"margin {when}"], margin(seen.output, goal))
+        torch.testing.assert_close(named[f"margin by places {when}"], margin(seen.places.log(), goal))
+        placed = named["support by places" if when == "before" else "support by places after"]
+        torch.testing.assert_close(placed[1], torch.logit(seen.places[1, 3]))  # a goal for one class
+
+
+def test_the_margin_is_the_log_odds_against_the_best_class_that_the_goal_leaves_out():
+    torch.testing.assert_close(margin(logits(3, 1, -1), logits(0, 60, 0)), torch.tensor([-2.0]))
+    both = margin(logits(3, 1, -1), logits(60, 60, 0))
+    torch.testing.assert_close(both, torch.tensor([math.log(math.exp(3) + math.exp(1)) + 1]))
+
+
+def test_parts_of_what_was_seen_come_back_together():
+    seen = Seen(torch.randn(5, 3), torch.rand(5, 3))
+    again = Seen.cat([seen[:2], seen[2:]])
+    assert torch.equal(again.output, seen.output)
+    assert torch.equal(again.places, seen.places)
 
 
 def test_the_expansion_is_a_constant_the_features_and_all_products_of_two():
@@ -87,7 +104,8 @@ def test_the_expansion_is_a_constant_the_features_and_all_products_of_two():
 
 
 def test_a_probability_is_the_logistic_of_the_standardised_features():
-    values = torch.tensor([[1.0, 3.0, 2.0, 1.0]])
+    values = torch.full((1, len(FEATURES)), 7.0)
+    values[0, 1:5] = torch.tensor([1.0, 3.0, 2.0, 1.0])  # those that it reads
     standard = torch.tensor([[1.0, 1.0, 2.0, 1.0]])
     expected = torch.sigmoid((expand(standard) * torch.arange(15) / 10).sum())
     torch.testing.assert_close(VERDICT.probability(values)[0], expected)
@@ -102,7 +120,7 @@ def test_between_the_thresholds_the_answer_is_unsure(probability, answer):
 
 
 def test_saved_verdicts_come_back(tmp_path):
-    verdicts = {"diffusion": VERDICT, "image": Verdict((1.0,), (2.0,), (0.5, 0.25, 0.125), 0.1, 0.9)}
+    verdicts = {"diffusion": VERDICT, "image": Verdict(VERDICT.std, VERDICT.mean, VERDICT.weights, 0.1, 0.9, READ)}
     save_verdicts(tmp_path / "verdict.json", verdicts, "abc")
     assert load_verdicts(tmp_path / "verdict.json", "abc") == verdicts
     with pytest.raises(ValueError, match=r"another backbone, SHA-256 abc, not def"):

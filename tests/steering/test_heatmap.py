@@ -37,7 +37,8 @@ def picture(red=True, blue=True):
 def heat(model, image, goal, strength=ONLY_RAISE):
     stem = model.stem(image)
     _, state = model.step(stem)
-    return steering_heatmap(model, stem, state, Steer("4", goal, strength), goal)
+    output, _, maps = steering_heatmap(model, stem, state, Steer("4", goal, strength), goal)
+    return output, maps
 
 
 def test_heat_lies_where_the_feature_is_that_the_goal_raises(model):
@@ -57,9 +58,11 @@ def test_the_output_is_that_of_the_plain_steered_pass(model):
     stem = model.stem(picture())
     first, state = model.step(stem)
     steer = Steer("4", RED, 1.0)
-    output, _ = steering_heatmap(model, stem, state, steer, RED)
-    expected, _ = model.step(stem, state, [steer])
+    output, activations, _ = steering_heatmap(model, stem, state, steer, RED)
+    expected, after = model.step(stem, state, [steer])
     assert torch.equal(output, expected)
+    assert all(torch.equal(value, after.activations[name]) for name, value in activations.items())
+    assert activations.keys() == after.activations.keys()
     assert not output.requires_grad
     assert support(output, RED) > support(first, RED)
 
@@ -82,7 +85,7 @@ def test_a_batch_of_goals_is_each_goal_alone(model):
     _, state = model.step(stem)
     goals = torch.cat([RED, BLUE])
     steer = Steer("4", goals, 1.0)
-    outputs, maps = steering_heatmap(model, stem.expand(2), state.expand(2), steer, goals)
+    outputs, _, maps = steering_heatmap(model, stem.expand(2), state.expand(2), steer, goals)
     for index, goal in enumerate((RED, BLUE)):
         output, alone = heat(model, picture(), goal, 1.0)
         torch.testing.assert_close(outputs[index : index + 1], output)
@@ -98,17 +101,17 @@ def test_no_gradient_is_left_behind_and_none_is_needed_around(model):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_maps_are_brought_to_the_finest_grid_and_to_one():
-    coarse, fine = torch.zeros(1, 2, 2), torch.zeros(1, 4, 4)
-    coarse[0, 0, 0] = 5.0
-    fine[0, 0, 0] = 0.001  # every map counts alike, whatever its scale
-    fine[0, 3, 3] = -9.0  # what speaks against the goal is no heat
-    merged = merge([coarse, fine])
-    assert merged.shape == (1, 4, 4)
-    assert merged.max() == 1 == merged[0, 0, 0]
-    assert merged[0, 3, 3] == 0
+def test_maps_are_multiplied_and_what_speaks_against_the_goal_is_no_heat():
+    before, after = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
+    before[0] = torch.tensor([[4.0, 4.0], [1.0, -3.0]])
+    after[0] = torch.tensor([[0.001, 0.00025], [0.001, 0.001]])  # every map counts alike, whatever its scale
+    torch.testing.assert_close(merge([before, after])[0], torch.tensor([[1.0, 0.5], [0.5, 0.0]]))
 
 
-def test_nothing_to_draw_raises():
+def test_a_model_without_feedback_to_a_map_has_nothing_to_draw():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
+    model = LRM(net, [Connection("3", "1")], 2).eval()
+    stem = model.stem(torch.rand(1, 3, 2, 2))
+    _, state = model.step(stem)
     with pytest.raises(ValueError, match="nothing to draw"):
-        merge([])
+        steering_heatmap(model, stem, state, Steer("3", RED, 1.0), RED)

@@ -128,7 +128,7 @@ def test_class_names_need_no_trained_prior(files, capsys):
     assert steerer.class_names[int(meant.argmax())] == "goldfish"
     glance = steerer.network.glance(squashed())
     assert_ranking(look["before"], glance.output[0])
-    assert_ranking(look["after"], steerer.network.steer(glance, steerer.goal("a goldfish").vector[None])[0])
+    assert_ranking(look["after"], steerer.network.steer(glance, steerer.goal("a goldfish").vector[None]).output[0])
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def test_a_look_works_in_inference_mode_and_afterwards(toy, toy_folder):
     for look in (*inside, loaded.look("sample:cat", goal)):
         assert torch.equal(look.after, expected.after)
         assert torch.equal(look.heatmap, expected.heatmap)
-    assert torch.equal(after[0], expected.after)
+    assert torch.equal(after.output[0], expected.after)
     assert torch.equal(heatmap[0], expected.heatmap)
 
 
