@@ -7,7 +7,8 @@ composes new scenes, as a GPU can. The same command resumes an interrupted run e
 Each step looks at every scene three times: for something that is there, for something that is not (half of these are
 what the first pass takes for likeliest, the near misses), and without a goal. The loss is the cross-entropy of "it is
 there", read from the support of the goal before and after. Looks for what is absent, and looks without a goal, are also
-asked what is there. In a picture of one thing, a look without a goal is to see what the first pass sees.
+asked what is there. In a picture of one thing, a look without a goal, and a look for that thing, are to see what the
+first pass sees.
 
 Unusual: some classes have a hundred times as many pictures as others. So that feedback does not learn which classes are
 common, absent goals are drawn as often as the things in scenes, and the question what is there is asked of outputs to
@@ -61,8 +62,8 @@ class FeedbackTraining(Config):
         near: share of the absent goals that are near misses.
         noise: standard deviation, in logits, of what is added to a goal.
         naming: weight of the question what is there.
-        keeping: weight of the demand that a look without a goal, at a picture of one thing, sees what the first pass
-            sees.
+        keeping: weight of the demand that a look at a picture of one thing sees what the first pass sees, without a
+            goal and with that thing as goal.
     """
 
     name: str
@@ -78,7 +79,7 @@ class FeedbackTraining(Config):
     near: float = 0.5
     noise: float = 0.5
     naming: float = 0.1
-    keeping: float = 0.3
+    keeping: float = 1.0
     steps: Count
     batch_size: Count = 32
     learning_rate: float = 3e-3
@@ -135,7 +136,10 @@ class Looking(nn.Module):
         naming = named(free + common, labels)
         if config.goals:
             naming = (naming + named(after[len(present) :] + common, labels)) / 2
-        keeping = kept_answers(free, first, (labels >= 0).sum(1) == 1)
+        single = (labels >= 0).sum(1) == 1
+        keeping = kept_answers(free, first, single)
+        if config.goals:
+            keeping = (keeping + kept_answers(after[: len(present)], first, single)) / 2
         right = ((score > 0) == (target > 0)).float().mean()
         return looking + config.naming * naming + config.keeping * keeping, {
             "looking": looking.detach(),

@@ -90,7 +90,7 @@ def pointing(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> d
         wanted = goals[trials.present[start : start + len(glance.output)]]
         start += len(glance.output)
         steered.append(network.heatmap(glance, wanted)[1].cpu())
-        plain.append(class_activation_map(network.model, glance.stem, wanted).cpu())
+        plain.append(class_activation_map(network.model, network.output, glance.stem, glance.state, wanted).cpu())
     inside, base = (peak_in_box(torch.cat(maps), boxes).float() for maps in (steered, plain))
     sides = (boxes[:, 2] - boxes[:, 0]).sqrt() * (boxes[:, 3] - boxes[:, 1]).sqrt()
     entry: dict[str, Any] = {

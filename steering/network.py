@@ -267,8 +267,9 @@ class Network:
     ) -> tuple[Seen, Float[Tensor, "b h w"]]:
         """Like `steer`, with heatmaps in 0–1 that show where the goal was found. Raises like `before_last`."""
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
-        output, activations, heatmaps = steering_heatmap(self.model, glance.stem, state, steer, goals)
-        after = State({**state.activations, **activations}, state.num_passes + 1)
+        output, after, heatmaps = steering_heatmap(
+            self.model, self.output, glance.stem, glance.state, state, steer, goals
+        )
         return self._seen(output, after), heatmaps
 
 
