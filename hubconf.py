@@ -43,12 +43,11 @@ dependencies = [
     "matplotlib",
     "numpy",
     "open_clip",
-    "pydantic",
+    "regex",
     "safetensors",
     "torch",
     "torchvision",
     "tqdm",
-    "yaml",
 ]
 
 _ROOT = _Path(__file__).resolve().parent

@@ -101,13 +101,12 @@ def load_card(path: str | Path) -> dict[str, Any]:
     return card
 
 
-def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and their card. Floating-point tensors come back as float32.
+def load_stored(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors as they are stored, and their card. A tensor in 8 bits comes with the scales of its rows.
 
     Raises:
         ValueError: a file is missing, or the file's hash is not the one that its card states.
     """
-    import torch
     from safetensors.torch import load_file
 
     path = Path(path)
@@ -117,7 +116,18 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     digest = sha256_of(path)
     if card.get("sha256") != digest:
         raise ValueError(f"{path} was altered: got SHA-256 {digest}, expected {card.get('sha256')} as its card states")
-    tensors = load_file(path)
+    return load_file(path), card
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and their card. Floating-point tensors come back as float32.
+
+    Raises:
+        ValueError: as `load_stored`.
+    """
+    import torch
+
+    tensors, card = load_stored(path)
     for key in [key.removesuffix(ROW_SCALE) for key in tensors if key.endswith(ROW_SCALE)]:
         tensors[key] = from_eight_bits(tensors[key], tensors.pop(f"{key}{ROW_SCALE}"))
     return {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in tensors.items()}, card

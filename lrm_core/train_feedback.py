@@ -79,7 +79,7 @@ class FeedbackTraining(Config):
     near: float = 0.5
     noise: float = 0.5
     naming: float = 0.1
-    keeping: float = 1.0
+    keeping: float = 0.3
     steps: Count
     batch_size: Count = 32
     learning_rate: float = 3e-3

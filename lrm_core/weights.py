@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from lrm_base.building import no_random_start
 from lrm_base.card import load_weights, save_weights
 from lrm_base.checks import whole_number
 from lrm_core.backbones import BackboneEntry, Preprocessing, find_backbone
@@ -15,6 +18,8 @@ from lrm_core.efficientnet import PUBLISHED, published_weights
 from lrm_core.feedback import Connection
 from lrm_core.model import LRM, Rule
 
+LAYOUT = torch.contiguous_format
+BACKBONE = "backbone."  # begins the names of a model's weights that feedback does not have
 LICENCE = "MIT (weights trained on ImageNet images: research use)"
 
 
@@ -26,11 +31,21 @@ def build(
     Raises:
         ValueError: there is no such backbone, or `num_classes` is not a whole number above 0. Or `LRM` raises it.
     """
+    module, entry = _plain(backbone, num_classes)
+    return _wrapped(module, entry, connections, rule), entry
+
+
+def _plain(backbone: str, num_classes: int) -> tuple[nn.Module, BackboneEntry]:
+    """A registered backbone without feedback."""
     entry = find_backbone(backbone)
-    num_classes = whole_number("num_classes", num_classes, 1)
-    module = entry.build(num_classes=num_classes)
+    return entry.build(num_classes=whole_number("num_classes", num_classes, 1)), entry
+
+
+def _wrapped(
+    module: nn.Module, entry: BackboneEntry, connections: Sequence[Connection] | None, rule: Rule | None
+) -> LRM:
     connections, rule = connections or entry.connections, rule or entry.rule
-    return LRM(module, connections, entry.preprocessing.size, feedback=entry.feedback, rule=rule), entry
+    return LRM(module, connections, entry.preprocessing.size, feedback=entry.feedback, rule=rule)
 
 
 def save_model(
@@ -120,7 +135,7 @@ def start_from(model: LRM, classes: Sequence[dict[str, Any]], path: str | Path) 
 
 
 def _is_backbone(key: str) -> bool:
-    return key.startswith("backbone.")
+    return key.startswith(BACKBONE)
 
 
 def held_out_rows(card: dict[str, Any]) -> int:
@@ -141,23 +156,49 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LR
             f"{path}: got a card of kind {card.get('kind')!r} without {', '.join(lacking)}, expected that of a backbone"
         )
     connections = [Connection(**pair) for pair in card["connections"]]
-    with torch.random.fork_rng(devices=[]):  # building draws initial weights; the caller's generator must not notice
-        model, entry = build(card["backbone"], len(card["classes"]), connections, card.get("rule", "multiply"))
-    wanted = model.state_dict()
-    unfit = [key for key, value in tensors.items() if key in wanted and wanted[key].shape != value.shape]
-    if unfit:
-        raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: of another shape {unfit}")
+    with no_random_start():
+        backbone, entry = _plain(card["backbone"], len(card["classes"]))
     published = card.get("backbone_weights", {}).get("sha256")
     if published is not None:
         if entry.weights is None or PUBLISHED[entry.weights].sha256 != published:
             raise ValueError(f"{path} was trained beside other weights of {card['backbone']!r}: SHA-256 {published}")
-        load_published(model, entry)
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    there = published is not None
-    missing = [key for key in missing if not (key.endswith("num_batches_tracked") or (there and _is_backbone(key)))]
+        tensors = {**{f"{BACKBONE}{key}": v for key, v in published_weights(entry.weights).items()}, **tensors}
+    holder = nn.ModuleDict({BACKBONE[:-1]: backbone})  # it has its weights before its steps are read
+    lacking, unknown = _give(holder, {k: v for k, v in tensors.items() if _is_backbone(k)}, path, card)
+
+    def path_of(source: tuple[int, ...], destination: tuple[int, ...]) -> nn.Module:
+        with no_random_start():
+            return entry.feedback(source, destination)
+
+    model = _wrapped(backbone, replace(entry, feedback=path_of), connections, card.get("rule", "multiply"))
+    missing, unexpected = _give(model, {k: v for k, v in tensors.items() if not _is_backbone(k)}, path, card)
+    missing, unexpected = lacking + [key for key in missing if not _is_backbone(key)], unknown + unexpected
     if missing or unexpected:
         raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: missing {missing}, unknown {unexpected}")
     given = card["preprocessing"]
     mean, std = tuple(given["mean"]), tuple(given["std"])
     preprocessing = Preprocessing(given["size"], mean, std, given.get("keeps_aspect", False))
     return model.eval().requires_grad_(False).to(device), preprocessing, card
+
+
+def _give(
+    module: nn.Module, tensors: dict[str, Tensor], path: str | Path, card: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Let a module take tensors as its weights. Returns the missing keys and the unknown ones.
+
+    A tensor is copied only if its strides are not those of a new weight. The strides decide how a convolution computes,
+    and so how it rounds.
+
+    Raises:
+        ValueError: a tensor has another shape than the weight of that name.
+    """
+    wanted = module.state_dict()
+    unfit = [key for key, value in tensors.items() if key in wanted and wanted[key].shape != value.shape]
+    if unfit:
+        raise ValueError(f"{path} does not fit backbone {card['backbone']!r}: of another shape {unfit}")
+    laid_out = {
+        key: value if key in wanted and wanted[key].stride() == value.stride() else value.clone(memory_format=LAYOUT)
+        for key, value in tensors.items()
+    }
+    missing, unexpected = module.load_state_dict(laid_out, strict=False, assign=True)
+    return [key for key in missing if not key.endswith("num_batches_tracked")], unexpected

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lrm_base.building import no_random_start
 from lrm_base.card import load_weights, save_weights
 from prior.class_names import checked_samples
 
@@ -127,9 +128,9 @@ class MeaningPrior(nn.Module):
             if card["kind"] != cls.source:
                 raise ValueError(f"{path} holds a prior of kind {card['kind']!r}, expected {cls.source!r}")
             given = card["network"]
-            with torch.random.fork_rng(devices=[]):
+            with no_random_start():
                 prior = cls(given["text_width"], torch.zeros(given["dim"], given["dim"]), given["width"])
-            prior.load_state_dict(tensors)
+            prior.load_state_dict(tensors, assign=True)
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{path} does not hold a membership prior as its card says: {error}") from None
         return prior.eval().requires_grad_(False).to(device), card

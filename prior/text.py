@@ -3,13 +3,15 @@
 A text encoder's folder is an OpenCLIP model like any other: a JSON configuration and safetensors. It follows CLIP
 (Radford et al. 2021) and OpenCLIP (Cherti et al. 2023). The embedded one keeps its token embeddings in 8 bits
 (`compact`). Unusual: a text that is too long raises an error and is not cut. Padding is not computed; the text tower is
-causal, so this changes no number.
+causal, so this changes no number. A folder's plain text tower runs without `open_clip`, whose import takes seconds;
+only its image tower and text towers of other kinds need it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from lrm_base.building import no_random_start
+from lrm_base.card import load_stored, load_weights, save_weights
+from prior.bpe import Tokenizer
+from prior.text_tower import SHAPE, TextTower
 
 WEIGHTS = "text.safetensors"
 EMBEDDING = "token_embedding.weight"  # nine tenths of a small text tower
@@ -35,9 +41,17 @@ class TextEncoder:
         card: the weight card of a model folder; empty for other OpenCLIP models.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str, card: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str,
+        card: dict[str, Any] | None = None,
+        seeing: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        """`seeing` loads the model that has the image tower too, where `model` is the text tower alone."""
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.name, self.card = tokenizer, name, card or {}
+        self.tokenizer, self.name, self.card, self._seeing = tokenizer, name, card or {}, seeing
         tower = text_tower(model)
         self.context_length: int = tower.context_length
         self.token_width: int = tower.token_embedding.embedding_dim
@@ -61,7 +75,7 @@ class TextEncoder:
 
         Raises:
             ValueError: there is no such folder or name; the weights are missing, were altered or cannot be downloaded;
-                or the text tower is of another kind.
+                the text tower is of another kind; or the package that holds the tokenizer's merges is missing.
         """
         folder = Path(name_or_folder)
         if folder.is_dir():
@@ -81,8 +95,18 @@ class TextEncoder:
 
     @classmethod
     def _load_folder(cls, folder: Path, device: str | torch.device) -> TextEncoder:
-        model, card = open_folder(folder, device)
-        return cls(model, _tokenizer(), card["name"], card)
+        stored, card = load_stored(folder / WEIGHTS)
+        name, seeing = card["name"], partial(_open_model, folder, device)
+        shape = _configuration(folder, name)
+        if shape.keys() != {"embed_dim", "text_cfg", "vision_cfg"} or shape["text_cfg"].keys() != SHAPE:
+            return cls(seeing(), Tokenizer(), name, card)  # its text tower is of another kind
+        visual = {key for key in stored if key.startswith("visual.")}
+        own = {key: value for key, value in stored.items() if key not in (*visual, "logit_scale")}
+        try:
+            tower = TextTower(shape["text_cfg"], shape["embed_dim"], own)
+        except ValueError as error:
+            raise ValueError(f"{folder / WEIGHTS} does not hold the text tower of its configuration: {error}") from None
+        return cls(tower.to(device), Tokenizer(), name, card, seeing if visual else None)
 
     def encode(self, texts: Sequence[str]) -> Float[Tensor, "b width"]:
         """Embeddings of unit length, in float32 on the encoder's device.
@@ -113,7 +137,11 @@ class TextEncoder:
     def sees(self) -> bool:
         """Whether the model has an image tower that was trained together with the text tower."""
         aligned = not self.card or "zero_shot/top1" in self.card.get("measured", {})
-        return aligned and hasattr(self.model, "visual")
+        return aligned and (self._seeing is not None or hasattr(self.model, "visual"))
+
+    @cached_property
+    def _seeing_model(self) -> Any:
+        return self.model if self._seeing is None else self._seeing().eval().requires_grad_(False)
 
     def encode_images(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b width"]:
         """Embeddings of images by the model's own image tower, of unit length.
@@ -128,14 +156,15 @@ class TextEncoder:
             raise ValueError(f"text encoder {self.name} has no trained image tower")
         import open_clip
 
-        known = {**open_clip.get_model_preprocess_cfg(self.model), **self.card.get("preprocessing", {})}
+        model = self._seeing_model
+        known = {**open_clip.get_model_preprocess_cfg(model), **self.card.get("preprocessing", {})}
         size, mean, std = (known[key] for key in ("size", "mean", "std"))
         size = (size, size) if isinstance(size, int) else tuple(size)
         device = next(self.model.parameters()).device
         small = F.interpolate(pixels.to(device).float(), size, mode="bicubic", antialias=True).clamp(0, 1)
         centred = (small - _per_channel(small, mean)) / _per_channel(small, std)
         with torch.inference_mode():
-            embedding = self.model.encode_image(centred)  # type: ignore[operator]
+            embedding = model.encode_image(centred)
         return F.normalize(embedding.float(), dim=-1).clone()
 
     def num_tokens(self, text: str) -> int:
@@ -213,26 +242,31 @@ def open_folder(folder: str | Path, device: str | torch.device = "cpu") -> tuple
     """
     import open_clip
 
-    from lrm_base.card import load_weights
-
     folder = Path(folder)
     tensors, card = load_weights(folder / WEIGHTS)
     name = card["name"]
-    file = folder / f"{name}.json"
-    if not file.is_file():
-        raise ValueError(f"no OpenCLIP configuration: expected {file}")
-    if open_clip.get_model_config(name) != json.loads(file.read_text()):
-        open_clip.add_model_config(file)
-    with torch.random.fork_rng(devices=[]), _NoRandomStart():
+    if open_clip.get_model_config(name) != _configuration(folder, name):
+        open_clip.add_model_config(folder / f"{name}.json")
+    with no_random_start():
         model = open_clip.create_model(name, device=device)
     model.load_state_dict(tensors)
     return model, card
 
 
+def _open_model(folder: Path, device: str | torch.device) -> Any:
+    return open_folder(folder, device)[0]
+
+
+def _configuration(folder: Path, name: str) -> dict[str, Any]:
+    """The OpenCLIP configuration of that name in a folder. Raises ValueError if there is none."""
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        raise ValueError(f"no OpenCLIP configuration: expected {file}")
+    return json.loads(file.read_text())
+
+
 def compact(folder: str | Path, output: str | Path) -> None:
     """Copy the folder of a text encoder, with the token embeddings in 8 bits: 60 % of the bytes of half precision."""
-    from lrm_base.card import load_weights, save_weights
-
     folder, output = Path(folder), Path(output)
     tensors, card = load_weights(folder / WEIGHTS)
     output.mkdir(parents=True, exist_ok=True)
@@ -254,7 +288,7 @@ def _create(name: str, pretrained: str, device: str | torch.device) -> Any:
     if given:
         pretrained = _download(name, pretrained, given, quick)
     try:
-        with torch.random.fork_rng(devices=[]), _NoRandomStart():
+        with no_random_start():
             return open_clip.create_model(name, pretrained=pretrained, device=device, force_quick_gelu=quick)
     except Exception as error:  # OpenCLIP, torch and safetensors raise errors of many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -277,27 +311,6 @@ def _download(name: str, tag: str, given: dict[str, Any], quick: bool) -> str:
             f"text encoder {name}: the weights {tag!r} cannot be downloaded ({reason}). Download {address} "
             f"by hand, and give the file's path as `pretrained` with the name {right}"
         ) from None
-
-
-class _NoRandomStart(TorchFunctionMode):
-    """Skips the random start of a model's weights. All weights are loaded right afterwards, strictly.
-
-    Loading then takes half the time.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _tokenizer() -> Any:
-    """The tokenizer that OpenCLIP built when it was imported. Building another would take half a second."""
-    import open_clip.tokenizer
-
-    shared = open_clip.tokenizer._tokenizer
-    assert shared.vocab_size == 49408
-    return shared
 
 
 def _per_channel(pixels: Float[Tensor, "b 3 h w"], values: Sequence[float]) -> Float[Tensor, "3 1 1"]:

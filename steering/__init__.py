@@ -11,7 +11,7 @@ from steering import shadowing
 
 if TYPE_CHECKING:
     from steering.errors import GalleryError, ImageError, QueryError, UnavailableError
-    from steering.evidence import Verdict
+    from steering.evidence import Seen, Verdict
     from steering.goals import Goal
     from steering.language import Language
     from steering.look import Look
@@ -36,6 +36,7 @@ __all__ = [
     "Network",
     "QueryError",
     "Report",
+    "Seen",
     "Steerer",
     "UnavailableError",
     "Verdict",
@@ -45,13 +46,13 @@ _MODULES = {
     **dict.fromkeys(("GalleryError", "ImageError", "QueryError", "UnavailableError"), "errors"),
     **dict.fromkeys(("Defaults", "Glance", "Network"), "network"),
     **dict.fromkeys(("Hit", "Hits"), "search.hits"),
+    **dict.fromkeys(("Seen", "Verdict"), "evidence"),
     "Gallery": "search.gallery",
     "Goal": "goals",
     "Language": "language",
     "Look": "look",
     "Report": "search.report",
     "Steerer": "steerer",
-    "Verdict": "evidence",
 }
 
 shadowing.check(__name__)

@@ -1,24 +1,18 @@
-"""Which models there are, and what each tells apart, read without torch.
-
-Unusual: the names of ImageNet's classes stand in a file of torchvision. That file is read as text, since importing
-torchvision takes seconds.
-"""
+"""Which models there are, and what each tells apart, read without torch."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import os
 from pathlib import Path
 
 from lrm_base.card import load_card
+from lrm_base.imagenet import imagenet_names
 from steering.errors import printable
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "lrm_lite"
 MODEL_VARIABLE = "STEER_MODEL"
 PUBLISHED_MODELS = ("alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3")
-_IMAGENET = "_IMAGENET_CATEGORIES"  # the list in torchvision/models/_meta.py
 
 
 def model_names() -> tuple[str, ...]:
@@ -56,23 +50,9 @@ def class_names(model: str | Path | None = None) -> tuple[str, ...]:
         ValueError: there is no such model, or its card does not name the classes.
     """
     if str(default_model() if model is None else model) in PUBLISHED_MODELS:
-        return _imagenet_names()
+        return imagenet_names()
     path = find_model(model, PUBLISHED_MODELS) / "backbone.safetensors"
     try:
         return tuple(str(entry["name"]) for entry in load_card(path)["classes"])
     except (KeyError, TypeError):
         raise ValueError(f"{path.with_suffix('.json')} does not name the classes of the model") from None
-
-
-def _imagenet_names() -> tuple[str, ...]:
-    found = importlib.util.find_spec("torchvision")  # which imports nothing
-    for folder in (found.submodule_search_locations or ()) if found else ():
-        file = Path(folder) / "models" / "_meta.py"
-        for node in ast.parse(file.read_text()).body if file.is_file() else ():
-            if isinstance(node, ast.Assign) and any(
-                isinstance(t, ast.Name) and t.id == _IMAGENET for t in node.targets
-            ):
-                return tuple(ast.literal_eval(node.value))
-    from lrm_base.data import imagenet_names  # another torchvision keeps them elsewhere
-
-    return imagenet_names()

@@ -22,6 +22,7 @@ from steering.errors import ImageError, UnavailableError, printable
 MAX_PIXELS = 100_000_000  # after shrinking
 MAX_SHRUNK = 1_000_000_000  # the largest picture that is shrunk, in pixels
 MAX_BUFFERED = 250_000_000  # of a progressive JPEG, whose decoder keeps 6 bytes for each pixel of the full size
+COMMON = ("JPEG", "PNG")  # looked for first: to look for the others, Pillow imports the plugins of all formats
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 
 
@@ -71,7 +72,7 @@ def _open(source: str | bytes) -> tuple[Image.Image, str | None]:
 
     image: Image.Image
     try:
-        image = Image.open(stream(), formats=FORMATS)
+        image = Image.open(stream(), formats=(*COMMON, *FORMATS))
     except Image.DecompressionBombError:
         kind = _shrinkable(source)
         if kind is None:

@@ -94,7 +94,7 @@ class Language:
 
     def names(self) -> frozenset[str]:
         """The names that are known, by this network or to ImageNet, in the form of `prior.captions.normal`."""
-        from lrm_base.data import imagenet_names
+        from lrm_base.imagenet import imagenet_names
 
         return frozenset(normal(name) for name in (*self.known, *imagenet_names()))
 

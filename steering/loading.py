@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from lrm_base.data import imagenet_names
+from lrm_base.imagenet import imagenet_names
 from lrm_core.model import LRM
 from lrm_core.prototypes import Prototypes
-from lrm_core.published_backbones import load_vision_prototypes, open_backbone
 from lrm_core.weights import load_model
 from steering.catalogue import MODELS as MODELS
 from steering.catalogue import PUBLISHED_MODELS, default_model, find_model
@@ -163,6 +162,8 @@ def _published(name: str, prior: str | None, text: str | None, device: torch.dev
             f"text: got {text!r}, but the published prior of {name} was trained with OpenAI's CLIP: expected "
             "ViT-B-16:openai or ViT-B-16-quickgelu:FILE, or the prior class-names, which takes any text encoder"
         )
+    from lrm_core.published_backbones import open_backbone
+
     model, preprocessing, card = open_backbone(name, device)
     language = partial(_published_language, card, _classifier(model, card), source, text, device)
     network = Network(model, card, preprocessing, Defaults(1.0, PUBLISHED_PASSES), device)
@@ -188,6 +189,8 @@ def reads_published(text: str | None) -> bool:
 
 def published_prototypes(name: str) -> Prototypes:
     """The published visual prototypes: mean outputs of the last pass over ImageNet's training images."""
+    from lrm_core.published_backbones import load_vision_prototypes
+
     table, names = load_vision_prototypes(name), imagenet_names()
     rows = [table[index] for index in range(len(names))]
     mean, std = (torch.stack([row[key].float() for row in rows])[None] for key in ("mean", "std"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrm_base.checks import MOST_PASSES
 from steering.commands import COMMANDS, options
+from steering.commands.starting import quick_start
 
 if TYPE_CHECKING:
     from steering.goals import Goal
@@ -132,7 +133,7 @@ def run(argv: Sequence[str]) -> int:
     if not given.images:
         parser.error("no images: name files, folders, globs, or a sample such as sample:cat")
     options.plain_streams()
-    with parser.usage_errors():
+    with parser.usage_errors(), quick_start():
         from steering.images import expand
 
         images = expand(given.images)

@@ -534,3 +534,35 @@ def test_the_one_model_takes_published_paths_only_on_demand():
     assert not any(isinstance(path, PublishedFeedback) for path in plain.paths.values())
     published = LRM(toy(), connections, 16, feedback=PublishedFeedback)
     assert all(isinstance(path, PublishedFeedback) for path in published.paths.values())
+
+
+class Reused(nn.Module):
+    """One convolution that is called twice, each time before a rectifier; one pooled rectifier that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.relu, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.relu(self.twice(self.first(x)))
+        return self.fc(self.relu(self.twice(x)).mean((2, 3)))
+
+
+def test_a_reused_module_sends_from_its_last_call_and_receives_in_all_as_published(images):
+    """The reference are hooks on the module, as in the published code."""
+    torch.manual_seed(0)
+    net = Reused()
+    model = LRMNet(net, [{"source": "relu", "destination": "twice"}], img_size=16).eval()
+    randomise(model)
+    path = model.lrm.paths["relu->twice"]
+    sent = []
+    keep = net.relu.register_forward_hook(lambda module, inputs, output: sent.append(output.clone()))
+    first = net(images)
+    keep.remove()
+    hook = net.twice.register_forward_hook(lambda module, inputs, output: output + output * path(sent[1], output))
+    second = net(images)
+    hook.remove()
+    outputs = model(images)
+    torch.testing.assert_close(outputs[0], first)
+    torch.testing.assert_close(outputs[1], second)
+    assert not torch.allclose(first, second)

@@ -420,10 +420,12 @@ def test_a_state_can_be_detached(model, images):
     assert not any(value.requires_grad for value in detached.activations.values())
 
 
-def test_a_module_that_cannot_be_read_says_so():
+def test_a_module_without_steps_says_why():
     class Branching(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ValueError, match=r"Branching cannot be traced"):
+    with pytest.raises(
+        ValueError, match=r"no step '7'.*only modules are steps here, since Branching cannot be read by"
+    ):
         LRM(Branching(), CONNECTIONS)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from prior.text import WEIGHTS, TextEncoder, run_text_tower, text_tower
+from prior.text import WEIGHTS, TextEncoder, open_folder, run_text_tower, text_tower
 from prior.text_model import TextConfig, build_model, save_text_model
 
 TOY = {
@@ -159,13 +159,18 @@ def test_the_card_says_what_the_encoder_is(folder: Path, encoder: TextEncoder) -
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+def seeing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a card that tells of a trained image tower."""
     torch.manual_seed(0)
     config = TextConfig.parse(TOY)
     path = tmp_path_factory.mktemp("seeing")
     save_text_model(path, build_model(config), config, {"zero_shot/top1": 0.5})
-    return TextEncoder.load(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def seeing(seeing_folder: Path) -> TextEncoder:
+    return TextEncoder.load(seeing_folder)
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +201,13 @@ def test_images_are_embedded_as_open_clip_does(folder: Path, pixels: torch.Tenso
     torch.testing.assert_close(torch.cat([named.encode_images(p[None]) for p in pixels]), found)
 
 
-def test_a_folders_card_says_how_images_are_normalised(seeing: TextEncoder, pixels: torch.Tensor) -> None:
+def test_a_folders_card_says_how_images_are_normalised(
+    seeing_folder: Path, seeing: TextEncoder, pixels: torch.Tensor
+) -> None:
+    model, _ = open_folder(seeing_folder)
     mean, std = (torch.tensor(seeing.card["preprocessing"][key])[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
-        expected = seeing.model.encode_image((pixels - mean) / std, normalize=True)
+        expected = model.eval().encode_image((pixels - mean) / std, normalize=True)
     torch.testing.assert_close(seeing.encode_images(pixels), expected, atol=1e-6, rtol=1e-5)
 
 

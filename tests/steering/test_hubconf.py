@@ -178,7 +178,7 @@ def test_the_dependencies_are_what_the_entry_points_import(toy_folder, weights, 
     found = run(IMPORTS, tmp_path, str(toy_folder), str(weights), str(empty))
     assert found["unreachable"] == 3
     others = {name for name in found["imported"] if not name.startswith("_lrm_steering_")}
-    assert others - sys.stdlib_module_names == set(module.dependencies)
+    assert others - sys.stdlib_module_names == set(module.dependencies) - {"open_clip"}  # of which a file is read
 
 
 def test_the_steerer_loads_and_looks_from_another_folder(toy_folder, tmp_path):
