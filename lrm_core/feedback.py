@@ -10,6 +10,7 @@ Both steps are linear, but a late layer has far fewer positions than an early on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,27 @@ FEATURE_SCALE = 0.02  # standard deviation of the first weights of a path from a
 
 @dataclass(frozen=True)
 class Connection:
-    """Feedback from a named step (late) to a named step (early)."""
+    """Feedback from a named step (late) to a named step (early).
+
+    Attributes:
+        source: a step of the backbone.
+        destination: a step whose value only rectifiers or gates read (a pre-activation), also through Identity and
+            Dropout. Or a stage, a module with steps inside: `layer2` is its last pre-activation, `layer2[0]` its first.
+        anywhere: whether the destination may be any step, then by its exact name. This gives up that what is absent
+            stays absent. Without a rectifier behind it, a negative value is a signal too, and a gain makes it larger.
+            So the pass may see what is not in the image. Before a norm, a gain that all channels share has no effect.
+
+    Raises:
+        ValueError: `anywhere` is neither True nor False.
+    """
 
     source: str
     destination: str
+    anywhere: Any = False  # a bool; a card or a dictionary of strings may give anything
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.anywhere, bool):
+            raise ValueError(f"anywhere: got {self.anywhere!r}, expected True or False")
 
     @property
     def key(self) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from lrm_core.shadow import (
@@ -32,7 +33,7 @@ from lrm_core.shadow import (
     restore_random_states,
     same_random_states,
 )
-from lrm_core.steps import RECTIFIER_FUNCTIONS, RECTIFIERS, Steps, numbered
+from lrm_core.steps import PASSING, PASSING_FUNCTIONS, RECTIFIERS, Steps, numbered, rectifies
 
 _FX = str(Path(fx.__file__).parent)
 _READING = threading.RLock()  # torch.fx exchanges methods of `nn.Module` while it reads
@@ -195,6 +196,8 @@ class Graph(Steps):
         on_images: the nodes that depend on the images.
         opaque: modules whose forward could not be read, and why.
         sites: the name of each place in the source code.
+        rectified: the nodes whose value rectifiers or gates read, and nothing else does.
+        gating: the nodes that reach the output only through a sigmoid.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -205,6 +208,8 @@ class Graph(Steps):
     on_images: frozenset[fx.Node] = field(repr=False)
     opaque: Mapping[str, str] = field(repr=False)
     sites: Mapping[Site, str] = field(repr=False)
+    rectified: frozenset[fx.Node] = field(repr=False)
+    gating: frozenset[fx.Node] = field(repr=False)
 
     @classmethod
     def of(cls, backbone: nn.Module, known: Mapping[Site, str] | None = None) -> Graph:
@@ -257,7 +262,11 @@ class Graph(Steps):
         constants = {name: value for name, value in backbone.__dict__.items() if name.startswith("_tensor_constant")}
         nodes = tuple(graph.nodes)
         on_images = after(nodes[:1])
-        return cls(nodes, tracer.outputs, result, constants, tracer.scopes, on_images, tracer.opaque, tracer.sites)
+        rectified = frozenset(node for node in on_images if _is_rectified(node, backbone))
+        return cls(
+            nodes, tracer.outputs, result, constants, tracer.scopes, on_images, tracer.opaque, tracer.sites,
+            rectified, _gating(nodes, backbone),
+        )  # fmt: skip
 
     def _text(self) -> list[tuple[str, str, str, str]]:
         return [(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in self.nodes]
@@ -266,12 +275,6 @@ class Graph(Steps):
     def images(self) -> fx.Node:
         """The node of the input."""
         return self.nodes[0]
-
-    def is_pre_activation(self, step: fx.Node, backbone: nn.Module) -> bool:
-        users = list(step.users)
-        while any(user.target is passed for user in users):
-            users = [other for user in users for other in (user.users if user.target is passed else [user])]
-        return step in self.on_images and bool(users) and all(_is_rectifier(user, backbone) for user in users)
 
     def downstream(self, names: Iterable[str]) -> frozenset[fx.Node]:
         return after([self.find(name, "step") for name in names])
@@ -301,10 +304,42 @@ def check_inputs(backbone: nn.Module) -> None:
         )
 
 
+def _is_rectified(node: fx.Node, backbone: nn.Module) -> bool:
+    """Whether rectifiers or gates read a value, and nothing else does; looked through what passes it on."""
+    users = list(node.users)
+    while any(_passes(user, backbone) for user in users):
+        users = [other for user in users for other in (user.users if _passes(user, backbone) else [user])]
+    return bool(users) and all(_is_rectifier(user, backbone) for user in users)
+
+
 def _is_rectifier(node: fx.Node, backbone: nn.Module) -> bool:
     if node.op == "call_module":
         return isinstance(backbone.get_submodule(str(node.target)), RECTIFIERS)
-    return node.target in RECTIFIER_FUNCTIONS
+    return rectifies(node.target, node.args, node.kwargs)
+
+
+def _passes(node: fx.Node, backbone: nn.Module) -> bool:
+    if node.op == "call_module":
+        return isinstance(backbone.get_submodule(str(node.target)), PASSING)
+    return node.target is passed or node.target in PASSING_FUNCTIONS
+
+
+_SIGMOIDS = (nn.Sigmoid, nn.Hardsigmoid)
+_SIGMOID_FUNCTIONS = (F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_", F.hardsigmoid)
+
+
+def _gating(nodes: tuple[fx.Node, ...], backbone: nn.Module) -> frozenset[fx.Node]:
+    """The nodes that reach the output only through a sigmoid."""
+    direct: set[fx.Node] = set()
+    frontier = [nodes[-1]]
+    while frontier:
+        for node in frontier.pop().all_input_nodes:
+            if node not in direct:
+                direct.add(node)
+                called = backbone.get_submodule(str(node.target)) if node.op == "call_module" else None
+                if not isinstance(called, _SIGMOIDS) and node.target not in _SIGMOID_FUNCTIONS:
+                    frontier.append(node)
+    return frozenset(nodes) - direct
 
 
 def filled(structure: Any, values: Mapping[fx.Node, Any]) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from lrm_core.passes import Stem
-from lrm_core.steps import RECTIFIER_FUNCTIONS, RECTIFIERS, Adjust, Place, Steps
+from lrm_core.steps import PASSING_FUNCTIONS, RECTIFIERS, Adjust, Place, Steps, rectifies
 from lrm_core.writes import memories, tensors
 
 _RUNNING: ContextVar[object] = ContextVar("the pass that runs here")
@@ -61,11 +61,19 @@ def hooks(backbone: nn.Module, seen: Seen, modules: Iterable[str] | None = None)
         _RUNNING.reset(token)
 
 
+class _PassedOn(NamedTuple):
+    """A tensor was made from another by dropout. What reads it after its first `known` readers reads the other, too."""
+
+    tensor: Tensor
+    known: int
+
+
 class _Readers(TorchFunctionMode):
     """Notes which functions read which tensors. Functions that a noted function calls are not noted.
 
     Attributes:
-        of: by identity of a tensor, what read it. None stands for a change in place, after which it is another value.
+        of: by identity of a tensor, what read it: `torch.relu` for all rectifiers and gates, any other function, or
+            `_PassedOn`. None stands for a change in place, after which it is another value.
     """
 
     def __init__(self) -> None:
@@ -73,10 +81,17 @@ class _Readers(TorchFunctionMode):
         self.of: dict[int, list[Any]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func not in _SAYS_NOTHING:
-            for tensor in tensors([*args, *(kwargs or {}).values()]):
-                self.of.setdefault(id(tensor), []).extend([func, None] if tensor is result else [func])
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _SAYS_NOTHING:
+            return result
+        note = torch.relu if rectifies(func, args, kwargs) else func
+        for tensor in tensors([*args, *kwargs.values()]):
+            found = self.of.setdefault(id(tensor), [])
+            if func not in PASSING_FUNCTIONS:
+                found.extend([note, None] if tensor is result else [note])
+            elif tensor is not result:
+                found.append(_PassedOn(result, len(self.of.get(id(result), ()))))
         return result
 
     def rectified(self, tensor: Tensor) -> None:
@@ -89,10 +104,11 @@ class _Readers(TorchFunctionMode):
     def since(self, tensor: Tensor, count: int) -> list[Any]:
         """What read a tensor after the first `count` entries, until its next change in place."""
         found = self.of.get(id(tensor), [])[count:]
-        return found[: found.index(None)] if None in found else found
+        found = found[: found.index(None)] if None in found else found
+        inside = [self.since(*each) if isinstance(each, _PassedOn) else [each] for each in found]
+        return [function for each in inside for function in each]
 
 
-_RECTIFIERS = (*RECTIFIER_FUNCTIONS, Tensor.relu, Tensor.relu_)
 _SAYS_NOTHING = (
     *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda")),
     Tensor.size, Tensor.dim, Tensor.is_floating_point, Tensor.__len__, Tensor.stride, Tensor.numel,
@@ -106,7 +122,8 @@ class Calls(Steps):
     Attributes:
         nodes: names of the steps.
         steps: the same, by name.
-        rectified: steps whose output rectifiers read, and nothing else.
+        rectified: steps whose output rectifiers or gates read, and nothing else does.
+        gating: empty, since it is not known which step depends on which.
         writes_images: whether the backbone overwrites its input.
     """
 
@@ -114,6 +131,7 @@ class Calls(Steps):
     steps: Mapping[str, str]
     rectified: frozenset[str]
     writes_images: bool
+    gating: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, backbone: nn.Module, images: Tensor) -> Calls:
@@ -132,12 +150,9 @@ class Calls(Steps):
         rectified = set()
         for step, (output, count) in outputs.items():
             found = readers.since(output, count) if isinstance(output, Tensor) else []
-            if found and all(function in _RECTIFIERS for function in found):
+            if found and all(function is torch.relu for function in found):
                 rectified.add(step)
         return cls(tuple(outputs), {step: step for step in outputs}, frozenset(rectified), images._version != version)
-
-    def is_pre_activation(self, step: str, backbone: nn.Module) -> bool:
-        return step in self.rectified
 
     def downstream(self, names: Iterable[str]) -> frozenset[str]:
         """Every call that ends after the first of these: which of them depend on it is not known."""

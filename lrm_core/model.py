@@ -10,6 +10,7 @@ combination of modes that is used, and in an object that was unpickled or copied
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from lrm_base import checks
 from lrm_core.feedback import Connection, Feedback
 from lrm_core.passes import State, Steer, Stem, arriving, check_goals
+from lrm_core.proposals import propose
 from lrm_core.reading import Reader, Reading
 from lrm_core.shadow import modes, shadow
-from lrm_core.steps import Steps
+from lrm_core.steps import Anywhere, Steps
 from lrm_core.traced import Traced
 
 __all__ = ["LRM", "Rule", "State", "Steer", "Stem"]
@@ -38,7 +40,8 @@ class LRM(nn.Module):
     Args:
         backbone: any module whose forward takes images (b, c, h, w) and nothing else without a default. It may return
             anything. It runs as a graph of steps where `torch.fx` can read it, otherwise whole, by hooks; `repr` tells.
-        connections: feedback paths; see `Connection`. Destinations must be pre-activations (followed by a rectifier).
+        connections: feedback paths; see `Connection`. Destinations must be pre-activations (followed by a rectifier or
+            a gate), or stages with such steps inside.
         image_size: side in pixels of a square image. The backbone runs on such an image, to learn the shapes and to
             prove that the first pass is the bare backbone. Nothing of the backbone is changed by this.
         feedback: makes a path from the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
@@ -49,10 +52,15 @@ class LRM(nn.Module):
         all_calls: whether a module's name stands for its last call as a source and for all its calls as a destination,
             as in the published code. Otherwise it stands for the first call, and `NAME@1` for the second.
 
+    Attributes:
+        connections: as they were given.
+        destinations: the name of the step that each connection's destination stands for, by the name that was given.
+
     Raises:
         ValueError: there is no connection or one is named twice; a step does not exist; a destination is not a
-            pre-activation; a source does not come after its destination or is no tensor; the backbone cannot run on an
-            image of that size; or the first pass would differ from the bare backbone, by the step that is named.
+            pre-activation and not `anywhere`; a source does not come after its destination or is no tensor; the
+            backbone cannot run on an image of that size; or the first pass would differ from the bare backbone, by the
+            step that is named.
     """
 
     def __init__(
@@ -68,25 +76,73 @@ class LRM(nn.Module):
         super().__init__()
         if not connections:
             raise ValueError("connections: got none, expected at least one connection")
-        if len(set(connections)) < len(connections):
-            raise ValueError(f"connections: a connection is named twice: {', '.join(c.key for c in connections)}")
+        _check_distinct(connections, connections)
         if rule not in get_args(Rule):
             raise ValueError(f"rule: got {rule!r}; choices: {', '.join(get_args(Rule))}")
         image_size = checks.whole_number("image_size", image_size, 1)
         self.backbone, self.rule, self.image_size = backbone, rule, image_size
         self.connections = tuple(connections)
         self.sources = tuple(dict.fromkeys(c.source for c in connections))
-        self._reader = Reader(self.connections, image_size, all_calls)
         self._readings: dict[str, Reading] = {}
         self._names: Mapping[Any, str] | None = None
+        reading = self._resolved(image_size, all_calls)
         shapes: dict[str, tuple[int, ...]] = {}
-        for name, value in self._evaluated().values.items():
+        for name, value in reading.values.items():
             if not isinstance(value, Tensor) or value.ndim < 2:
                 got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"step {name!r}: got {got}, expected a tensor (batch, …) to connect")
             shapes[name] = tuple(value.shape[1:])
         self.activation_shapes = {name: shapes[name] for name in self.sources}
-        self.paths = nn.ModuleDict({c.key: feedback(shapes[c.source], shapes[c.destination]) for c in connections})
+        self.paths = nn.ModuleDict(
+            {c.key: feedback(shapes[c.source], shapes[step.destination]) for step, c in self._given.items()}
+        )
+
+    @classmethod
+    def wrap(
+        cls,
+        backbone: nn.Module,
+        image_size: int = 224,
+        *,
+        connections: Sequence[Connection] | None = None,
+        print: bool = True,
+        feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback,
+        rule: Rule = "rectify",
+    ) -> LRM:
+        """A new model of any backbone, with proposed connections. See `LRM` for the arguments.
+
+        The classifier is connected to the last pre-activations of the last two stages, and the last map to that of an
+        early stage. The rule is `rectify`, so that no factor is below 0.
+
+        Args:
+            connections: used instead of the proposed ones.
+            print: whether to write the proposed connections to standard error, one a line.
+
+        Raises:
+            ValueError: nothing can be proposed for this backbone. Or `LRM` raises it.
+        """
+        if connections is None:
+            connections = propose(backbone, checks.whole_number("image_size", image_size, 1))
+            if print:
+                sys.stderr.writelines(f"connection: {c.source} -> {c.destination}\n" for c in connections)
+        return cls(backbone, connections, image_size, feedback=feedback, rule=rule)
+
+    def _resolved(self, image_size: int, all_calls: bool) -> Reading:
+        """Read the backbone with the connections' own steps in the place of stages.
+
+        Names of stages are resolved once, in evaluation mode, so that they mean the same place in every mode.
+        """
+        given = [replace(c, destination=Anywhere(c.destination)) if c.anywhere else c for c in self.connections]
+        self._reader = Reader(given, image_size, all_calls)
+        reading = self._evaluated()
+        steps = reading.way.graph
+        resolved = [c if c.anywhere else replace(c, destination=steps.destination(c.destination)) for c in given]
+        _check_distinct(resolved, self.connections)
+        if resolved != given:
+            self._reader, self._readings = Reader(resolved, image_size, all_calls), {}
+            reading = self._evaluated()
+        self._given = dict(zip(resolved, self.connections, strict=True))
+        self.destinations = {c.destination: str(step.destination) for step, c in self._given.items()}
+        return reading
 
     def _evaluated(self) -> Reading:
         """How the backbone runs in evaluation mode, which gives the steps their names."""
@@ -180,7 +236,8 @@ class LRM(nn.Module):
         """The same pass as `step`, seen from inside: (output, activations of `steps`, changes at the destinations).
 
         A change is what feedback adds to a destination, x · Σ f. A destination that no feedback reaches in this pass
-        has no change. The activation of a destination includes its change.
+        has no change. The activation of a destination includes its change. Changes have the names that connections
+        give.
 
         Raises:
             ValueError: a step does not exist or lies before all feedback. Or `step` raises it.
@@ -212,7 +269,7 @@ class LRM(nn.Module):
         changes: dict[str, Tensor] = {}
 
         def adjust(step: Any, value: Tensor) -> Tensor:
-            connections = reading.arriving[step]
+            connections = [self._given[c] for c in reading.arriving[step]]
             factor = self._factor(connections, value, feedback)
             if factor is None:
                 return value
@@ -220,7 +277,7 @@ class LRM(nn.Module):
                 change = factor.expand_as(value)
             else:
                 change = value * (factor.clamp(min=-1) if self.rule == "rectify" else factor)
-            changes[connections[0].destination] = change
+            changes.update(dict.fromkeys([c.destination for c in connections], change))
             return value + change
 
         output, activations = way.run(self.backbone, stem, adjust, steps)
@@ -276,3 +333,9 @@ class LRM(nn.Module):
                 factor = self.paths[connection.key](activation, value, strength)
                 total = factor if total is None else total + factor
         return total
+
+
+def _check_distinct(connections: Sequence[Connection], given: Sequence[Connection]) -> None:
+    """Raise ValueError if two connections have the same source and the same destination."""
+    if len({(c.source, c.destination) for c in connections}) < len(connections):
+        raise ValueError(f"connections: a connection is named twice: {', '.join(c.key for c in given)}")

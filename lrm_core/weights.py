@@ -74,7 +74,7 @@ def save_model(
         "backbone": backbone,
         "output": output,
         "rule": model.rule,
-        "connections": [{"source": c.source, "destination": c.destination} for c in model.connections],
+        "connections": [_written(connection) for connection in model.connections],
         "preprocessing": {
             "size": preprocessing.size,
             "mean": list(preprocessing.mean),
@@ -179,6 +179,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LR
     mean, std = tuple(given["mean"]), tuple(given["std"])
     preprocessing = Preprocessing(given["size"], mean, std, given.get("keeps_aspect", False))
     return model.eval().requires_grad_(False).to(device), preprocessing, card
+
+
+def _written(connection: Connection) -> dict[str, Any]:
+    """A connection as a card keeps it; `anywhere` only where it was asked for."""
+    names = {"source": connection.source, "destination": connection.destination}
+    return {**names, "anywhere": True} if connection.anywhere else names
 
 
 def _give(

@@ -24,7 +24,7 @@ Project = Callable[[str, Float[np.ndarray, "b p"]], Float[np.ndarray, "b q"]]
 def layer_names(network: Network) -> tuple[str, ...]:
     """Sources and destinations of feedback and the output, in the order in which they run. A tensor is named once."""
     model = network.model
-    destinations = [connection.destination for connection in model.connections]
+    destinations = list(model.destinations.values())
     wanted = {*destinations, *model.sources, network.output}
     order = {node: index for index, node in enumerate(model.graph.nodes)}
     inside = model.graph.downstream(destinations) | {model.graph.steps[name] for name in destinations}

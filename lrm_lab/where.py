@@ -171,10 +171,10 @@ def changes(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> di
         rows = slice(start, start + len(glance.output))
         start = rows.stop
         state, steer = network.before_last(glance, goals[trials.present[rows]])
-        destinations = list(dict.fromkeys(c.destination for c in network.model.connections))
+        destinations = list(dict.fromkeys(network.model.destinations.values()))
         _, after, change = network.model.inspect(glance.stem, state, [steer], destinations)
         for name, value in change.items():
-            before = after[name] - value
+            before = after[network.model.destinations[name]] - value
             sizes.setdefault(name, []).append(value.abs().flatten(1).mean(1) / before.abs().flatten(1).mean(1))
             if value.ndim == 4:
                 inside.setdefault(name, []).append(_inside(value.abs().mean(1), boxes[rows]))

@@ -85,7 +85,7 @@ def _by_gradient(
     Raises:
         ValueError: no feedback goes to a feature map.
     """
-    destinations = {connection.destination for connection in model.connections}
+    destinations = set(model.destinations.values())
     names = [name for name in model.graph.steps if name in destinations]  # in running order
     sources = [name for name in model.activation_shapes if model.varies(name)]
     with torch.inference_mode(False), torch.enable_grad():
