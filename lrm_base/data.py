@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from lrm_base.checks import MOST_TRAINING_SEED, finite_number, whole_number
 from lrm_base.config import Config, Count, Whole
-from lrm_base.imagenet import imagenet_names as imagenet_names
 
 HUB_TINY_IMAGENET = "zh-plus/tiny-imagenet"
 

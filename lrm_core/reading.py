@@ -76,7 +76,7 @@ class Reader:
         except ValueError as error:
             return self._hooked(backbone, probe, str(error))
         try:
-            sources, arriving = self._steps(graph, backbone)
+            sources, arriving = self._steps(graph)
         except ValueError as error:
             if not graph.opaque:
                 raise
@@ -97,7 +97,7 @@ class Reader:
     def _hooked(self, backbone: nn.Module, probe: Probe, reason: str) -> Reading:
         calls = probe.calls()
         try:
-            sources, arriving = self._steps(calls, backbone)
+            sources, arriving = self._steps(calls)
         except ValueError as error:
             raise ValueError(f"{error}; only modules are steps here, since {reason}") from None
         way = Hooked.of(calls, probe.modes, reason, sources.values(), arriving)
@@ -106,7 +106,7 @@ class Reader:
             raise ValueError(f"{type(backbone).__name__}: {reason}; and by hooks the first pass differs: {difference}")
         return Reading(way, sources, arriving, values)
 
-    def _steps(self, graph: Steps, backbone: nn.Module) -> tuple[dict[str, Any], dict[Any, tuple[Connection, ...]]]:
+    def _steps(self, graph: Steps) -> tuple[dict[str, Any], dict[Any, tuple[Connection, ...]]]:
         order = {node: index for index, node in enumerate(graph.nodes)}
         sources: dict[str, Any] = {}
         arriving: dict[Any, tuple[Connection, ...]] = {}
@@ -114,7 +114,7 @@ class Reader:
             source = graph.calls(connection.source, "source")[-1 if self.all_calls else 0]
             destinations = graph.calls(connection.destination, "destination")
             destinations = destinations if self.all_calls else destinations[:1]
-            graph.check_destination(connection.destination, backbone)
+            graph.check_destination(connection.destination)
             if order[source] <= order[destinations[0]]:
                 raise ValueError(
                     f"source {connection.source!r} does not come after destination {connection.destination!r}, "

@@ -142,20 +142,16 @@ class Steps(ABC):
             found.append(self.steps[f"{name}@{len(found)}"])
         return found
 
-    def is_pre_activation(self, step: Any, backbone: nn.Module) -> bool:
-        """Whether rectifiers or gates read the value of a step, and nothing else does."""
-        return step in self.rectified
-
     @abstractmethod
     def downstream(self, names: Iterable[str]) -> frozenset[Any]:
         """Every step whose value may depend on the outputs of these steps, without the steps themselves."""
 
-    def check_destination(self, name: str, backbone: nn.Module) -> None:
+    def check_destination(self, name: str) -> None:
         """Raise ValueError unless the step is a pre-activation, or its name is `Anywhere`."""
-        if isinstance(name, Anywhere) or self.is_pre_activation(self.find(name, "destination"), backbone):
+        if isinstance(name, Anywhere) or self.find(name, "destination") in self.rectified:
             return
         why = "is not followed by a rectifier, but feedback scales pre-activations, so that what is absent stays absent"
-        valid = [other for other, step in self.steps.items() if self.is_pre_activation(step, backbone)]
+        valid = [other for other, step in self.steps.items() if step in self.rectified]
         if not valid:
             raise ValueError(
                 f"destination {name!r} {why}; no step of this backbone is followed by one, "

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config, Count, TrainingSeed
-from lrm_base.data import DataConfig, Images, augment, imagenet_names, load_images, training_batches
+from lrm_base.data import DataConfig, Images, augment, load_images, training_batches
 from lrm_base.extras import require_packages
+from lrm_base.imagenet import imagenet_names
 from lrm_core.backbones import BackboneEntry, Preprocessing
 from lrm_core.feedback import Connection, Feedback, start_at_classifier
 from lrm_core.matched import start_codes

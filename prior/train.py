@@ -18,8 +18,8 @@ from tqdm import tqdm
 from lrm_base.card import load_weights
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
 from lrm_base.config import Config, TrainingSeed
-from lrm_base.data import imagenet_names
 from lrm_base.extras import require_packages
+from lrm_base.imagenet import imagenet_names
 from prior.captions import Vocabulary, fill
 from prior.data import Pairs, Texts, build_texts, membership, read_held_out, read_nouns
 from prior.model import Prior

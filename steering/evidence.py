@@ -77,16 +77,20 @@ def support(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> Float
 
     Computed in logarithms throughout, so that a network that is quite sure still has a gradient. The heatmap needs it.
     """
-    weights, chances = goal_weights(goal), output.float().log_softmax(-1)
-    for_it, against = (w.clamp(min=TINY).log() for w in (weights, 1 - weights))
-    return (chances + for_it).logsumexp(-1) - (chances + against).logsumexp(-1)
+    for_it, against = _shares(output, goal)
+    return for_it.logsumexp(-1) - against.logsumexp(-1)
 
 
 def margin(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> Float[Tensor, " *b"]:
     """Log-odds, in nats, of what the goal stands for against its best rival: the likeliest class that it leaves out."""
+    for_it, against = _shares(output, goal)
+    return for_it.logsumexp(-1) - against.amax(-1)
+
+
+def _shares(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> tuple[Tensor, Tensor]:
+    """Logs of how much each class's probability counts for the goal, and of how much against it."""
     weights, chances = goal_weights(goal), output.float().log_softmax(-1)
-    for_it, against = (w.clamp(min=TINY).log() for w in (weights, 1 - weights))
-    return (chances + for_it).logsumexp(-1) - (chances + against).amax(-1)
+    return chances + weights.clamp(min=TINY).log(), chances + (1 - weights).clamp(min=TINY).log()
 
 
 def features(

@@ -440,7 +440,7 @@ def test_help_tells_the_default_model(command: list[str], capsys: pytest.Capture
 
 
 def test_the_listed_classes_are_those_of_the_models(capsys: pytest.CaptureFixture[str], toy_folder: Path) -> None:
-    from lrm_base.data import imagenet_names
+    from lrm_base.imagenet import imagenet_names
     from lrm_core.published_backbones import WEIGHTS
     from steering.catalogue import PUBLISHED_MODELS, class_names
 

@@ -297,11 +297,11 @@ def connections_for(net: nn.Module, images: torch.Tensor) -> tuple[Connection, .
         calls = Calls.of(evaluated, images.clone())
     try:
         graph = Graph.of(evaluated)
-        found = [s for s in calls.nodes if s in graph.steps and graph.is_pre_activation(graph.steps[s], net)]
+        found = [s for s in calls.nodes if s in graph.steps and graph.steps[s] in graph.rectified]
     except ValueError:
         found = []
     if not found:  # the steps lie in a part that only hooks reach
-        graph, found = None, [s for s in calls.nodes if calls.is_pre_activation(s, net)]
+        graph, found = None, [s for s in calls.nodes if s in calls.rectified]
     shapes = {}
     with torch.no_grad():
         record(evaluated, images, lambda step, output: shapes.update({step: output}))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lrm_base.data import imagenet_names
+from lrm_base.imagenet import imagenet_names
 from steering import Steerer
 from steering.catalogue import (
     DEFAULT_MODEL,

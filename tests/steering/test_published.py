@@ -14,7 +14,7 @@ import lrm_core.published_backbones
 import prior.published_model
 import prior.published_prior
 from lrm_base.card import sha256_of
-from lrm_base.data import imagenet_names
+from lrm_base.imagenet import imagenet_names
 from lrm_core.compat import PUBLISHED_CONNECTIONS, SteerableLRM, ours_to_published
 from lrm_core.published_backbones import load_checkpoint
 from prior.published_model import PublishedPrior

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lrm_base.card import load_card
-from lrm_base.data import imagenet_names
+from lrm_base.imagenet import imagenet_names
 from prior.captions import normal, with_article
 from steering import QueryError, Steerer
 from steering.algebra import Term, combine_goals, parse
