@@ -5,7 +5,7 @@ Those of AlexNet are the connections of the published model LRM3 (Konkle & Alvar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,33 +151,91 @@ def _connections(*pairs: tuple[str, str]) -> tuple[Connection, ...]:
     return tuple(Connection(source, destination) for source, destination in pairs)
 
 
-def _torchvision(name: str) -> Callable[..., nn.Module]:
+def _torchvision(name: str, **always: Any) -> Callable[..., nn.Module]:
     def build(num_classes: int = 1000, **arguments: Any) -> nn.Module:
         from torchvision import models
 
-        return models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+        return models.get_model(name, weights=None, num_classes=num_classes, **always, **arguments)
 
     return build
 
 
-def _resnet(name: str) -> BackboneEntry:
-    bottleneck = name not in ("resnet18", "resnet34")
-    early, middle, late = (f"layer{n}.0.{'conv2' if bottleneck else 'conv1'}" for n in (2, 3, 4))
-    first = "bn2" if bottleneck else "bn1"
-    early, middle, late = (path.rsplit(".", 1)[0] + f".{first}" for path in (early, middle, late))
-    return BackboneEntry(
-        _torchvision(name),
-        _connections(("fc", late), ("fc", middle), ("layer4", early), ("layer3", "bn1")),
+# Networks of torchvision: names, the classifier, and connections. The classifier goes to the last stages, the last
+# stage to an early one. A stage's name stands for the last pre-activation inside it.
+_TORCHVISION = (
+    ("resnet18 resnet34", "fc", "fc>layer4.0.bn1 fc>layer3.0.bn1 layer4>layer2.0.bn1 layer3>bn1"),
+    (
+        "resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 "
+        "wide_resnet101_2",
         "fc",
-        Preprocessing(224),
-    )
+        "fc>layer4.0.bn2 fc>layer3.0.bn2 layer4>layer2.0.bn2 layer3>bn1",
+    ),
+    (
+        "vgg11",
+        "classifier.6",
+        "classifier.6>features.18 classifier.6>features.16 classifier.1>features.8 features>features.3",
+    ),
+    (
+        "vgg13",
+        "classifier.6",
+        "classifier.6>features.22 classifier.6>features.20 classifier.1>features.12 features>features.7",
+    ),
+    (
+        "vgg16",
+        "classifier.6",
+        "classifier.6>features.28 classifier.6>features.26 classifier.1>features.17 features>features.7",
+    ),
+    (
+        "vgg19",
+        "classifier.6",
+        "classifier.6>features.34 classifier.6>features.32 classifier.1>features.21 features>features.7",
+    ),
+    (
+        "densenet121 densenet161 densenet169 densenet201",
+        "classifier",
+        "classifier>features.norm5 classifier>features.transition3 features.norm5>features.norm0",
+    ),
+    ("mobilenet_v2", "classifier.1", "classifier.1>features.18 classifier.1>features.14 features>features.7"),
+    ("mobilenet_v3_small", "classifier.3", "classifier.3>features.12 classifier.3>features.9 features>features.4"),
+    ("mobilenet_v3_large", "classifier.3", "classifier.3>features.16 classifier.3>features.13 features>features.7"),
+    (
+        "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3",
+        "classifier.1",
+        "classifier.1>layers.15 classifier.1>layers.12 layers>layers.10",
+    ),
+    (
+        "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 "
+        "efficientnet_b6 efficientnet_b7 efficientnet_v2_m efficientnet_v2_l",
+        "classifier.1",
+        "classifier.1>features.8 classifier.1>features.6 features>features.3",
+    ),
+    ("efficientnet_v2_s", "classifier.1", "classifier.1>features.7 classifier.1>features.5 features>features.3"),
+    (
+        "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf "
+        "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf",
+        "fc",
+        "fc>trunk_output.block4 fc>trunk_output.block3 trunk_output>trunk_output.block2",
+    ),
+    (
+        "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
+        "fc",
+        "fc>conv5 fc>stage4 conv5>stage2",
+    ),
+    ("squeezenet1_0", "flatten", "flatten>features.12 flatten>features.7 features>features.5"),
+    ("squeezenet1_1", "flatten", "flatten>features.12 flatten>features.7 features>features.4"),
+    ("googlenet", "fc", "fc>inception5b fc>inception4e inception5b>conv3"),
+    ("inception_v3", "fc", "fc>Mixed_7c fc>Mixed_6e Mixed_7c>Conv2d_4a_3x3"),
+)
+_WITHOUT_AUXILIARIES = {"aux_logits": False, "init_weights": False}  # classifiers that only train; slow random weights
 
 
-def _vgg(name: str, last: str, middle: str, early: str, first: str) -> BackboneEntry:
-    connections = _connections(
-        ("classifier.6", last), ("classifier.6", middle), ("classifier.1", early), ("features", first)
-    )
-    return BackboneEntry(_torchvision(name), connections, "classifier.6", Preprocessing(224))
+def _torchvisions() -> Iterator[tuple[str, BackboneEntry]]:
+    for names, output, pairs in _TORCHVISION:
+        connections = tuple(Connection(*pair.split(">")) for pair in pairs.split())
+        for name in names.split():
+            always = _WITHOUT_AUXILIARIES if name in ("googlenet", "inception_v3") else {}
+            preprocessing = Preprocessing(299 if name == "inception_v3" else 224)
+            yield name, BackboneEntry(_torchvision(name, **always), connections, output, preprocessing, rule="rectify")
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -227,11 +285,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         rule="rectify",
         weights="efficientnet_lite0",
     ),
-    **{name: _resnet(name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")},
-    "vgg11": _vgg("vgg11", "features.18", "features.16", "features.8", "features.3"),
-    "vgg13": _vgg("vgg13", "features.22", "features.20", "features.12", "features.7"),
-    "vgg16": _vgg("vgg16", "features.28", "features.26", "features.17", "features.7"),
-    "vgg19": _vgg("vgg19", "features.34", "features.32", "features.21", "features.7"),
+    **dict(_torchvisions()),
 }
 
 

@@ -1,9 +1,9 @@
 """Assemble a model folder and calibrate it: `python -m steering.calibrate --config configs/calibrate_mini.yaml`.
 
 First it chooses the default strength and passes, on composites of training images that the backbone was not trained
-on. Then it fits a verdict for every way of making goals, on such composites and on single images. Goals by words are
-class names, hypernyms, and nouns that the backbone has no class for, which are never present. Goals without words are
-the mean outputs of the classes and the outputs for single images.
+on. Then it fits a verdict for every way of making goals, on such composites and on single images. Every scene is asked
+for a class name and for a hypernym. Absent goals may also be nouns that the backbone has no class for. Goals without
+words are the mean outputs of the classes and the outputs for single images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,6 @@ class CalibrationConfig(Config):
         near: share of the absent goals that are near misses: what the first pass takes for likeliest among all that is
             not there.
         share_unknown: share of the absent goals that are nouns outside the vocabulary.
-        share_hypernym: share of the goals that are hypernyms.
         familiar_words: the lists of words that choose which queries are unfamiliar; see `steering.calibrate_words`.
             Without them, none is.
     """
@@ -91,7 +89,6 @@ class CalibrationConfig(Config):
     scenes: int = 1500
     near: float = 0.5
     share_unknown: float = 0.15
-    share_hypernym: float = 0.2
     ridge: float = 1e-3
     seed: TrainingSeed = 0
 
@@ -218,19 +215,16 @@ def calibrate(config: CalibrationConfig) -> None:
     by_name = Steerer.load(folder, prior=ClassNamesPrior.source)
     unknown = unknown_nouns(steerer, vocabulary, config)
     prototypes = torch.stack([steerer.prototype_goal(name).vector for name in steerer.class_names])
-    words = partial(
-        word_goals,
-        vocabulary=vocabulary,
-        unknown=unknown,
-        share_unknown=config.share_unknown,
-        share_hypernym=config.share_hypernym,
-        seed=config.seed,
-    )
-    ways: dict[str, MakeGoals] = {
+
+    def words(speaker: Steerer) -> list[MakeGoals]:
+        parts = speaker, vocabulary, unknown, config.share_unknown, config.seed
+        return [word_goals(*parts, hypernyms=hypernyms) for hypernyms in (False, True)]
+
+    ways: dict[str, list[MakeGoals]] = {
         steerer.language.prior.source: words(steerer),
         ClassNamesPrior.source: words(by_name),
-        "prototype": wordless_goals(prototypes.__getitem__),
-        "image": image_goals(steerer, pictures, config.seed),
+        "prototype": [wordless_goals(prototypes.__getitem__)],
+        "image": [image_goals(steerer, pictures, config.seed)],
     }
     generator = torch.Generator().manual_seed(config.seed)
     twin = None

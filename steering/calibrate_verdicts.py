@@ -43,15 +43,17 @@ def word_goals(
     vocabulary: Vocabulary,
     unknown: Sequence[str],
     share_unknown: float,
-    share_hypernym: float,
     seed: int,
+    *,
+    hypernyms: bool,
 ) -> MakeGoals:
-    """Goals by words: class names and hypernyms. Absent goals may also be nouns outside the vocabulary.
+    """Goals by words: class names, or hypernyms. Absent goals may also be nouns outside the vocabulary.
 
-    A hypernym of an absent class covers none of the objects in the scene, and at most a third of all classes.
+    A hypernym of an absent class covers none of the objects in the scene, and at most a third of all classes. A class
+    without such a hypernym has its name as its goal.
     """
     generator = torch.Generator().manual_seed(seed)
-    most = len(vocabulary.names) / 3
+    most = len(vocabulary.names) / 3 if hypernyms else 0
     groups = [(noun, set(labels)) for noun, labels in vocabulary.groups.items() if 2 <= len(labels) <= most]
 
     def make(shown: Shown, classes: Tensor, is_present: bool) -> tuple[Tensor, Tensor]:
@@ -62,7 +64,7 @@ def word_goals(
             pick = int(torch.randint(0, 1_000_000, (), generator=generator))
             if not is_present and unknown and coin < share_unknown:
                 queries.append(unknown[pick % len(unknown)])
-            elif coin > 1 - share_hypernym and fitting:
+            elif fitting:
                 queries.append(fitting[pick % len(fitting)])
             else:
                 queries.append(steerer.class_names[label])
@@ -116,12 +118,13 @@ class Examples:
     """What verdicts are fitted on: features, features as if steering changed nothing, and answers, for each way.
 
     Attributes:
+        ways: for each way, one or more kinds of goals. Every scene is asked for a goal of each kind.
         near: share of the absent goals that are near misses.
         twin: a network that learned the same scenes without goals. It looks as well, for the first way, as a control.
     """
 
     network: Network
-    ways: Mapping[str, MakeGoals]
+    ways: Mapping[str, Sequence[MakeGoals]]
     near: float
     generator: torch.Generator
     twin: Network | None = None
@@ -136,17 +139,19 @@ class Examples:
         is_near = (torch.rand(len(near), generator=self.generator) < self.near).to(near.device)
         absent = torch.where(is_near, near, trials.absent.to(near)).cpu()
         before_twin = None if self.twin is None else run_unsteered(self.twin, trials.scenes.pixels)
-        for way, make in self.ways.items():
-            for is_present, classes in ((True, trials.present), (False, absent)):
-                goals, familiarity = make(shown, classes, is_present)
-                after = run_steered(self.network, unsteered, goals)
-                values, without = (features(first, seen, goals, familiarity).cpu() for seen in (after, first))
-                answers = torch.full((len(values),), float(is_present))
-                self.rows.setdefault(way, []).append((values, without, answers))
-                if self.twin is not None and before_twin is not None and way == next(iter(self.ways)):
-                    after = run_steered(self.twin, before_twin, goals)
-                    values = features(first, after, goals, familiarity).cpu()
-                    self.rows.setdefault(f"{way}{TWIN}", []).append((values, values, answers))
+        asked = [(True, trials.present), (False, absent)]
+        for way, make, (is_present, classes) in (
+            (way, make, answer) for way, kinds in self.ways.items() for make in kinds for answer in asked
+        ):
+            goals, familiarity = make(shown, classes, is_present)
+            after = run_steered(self.network, unsteered, goals)
+            values, without = (features(first, seen, goals, familiarity).cpu() for seen in (after, first))
+            answers = torch.full((len(values),), float(is_present))
+            self.rows.setdefault(way, []).append((values, without, answers))
+            if self.twin is not None and before_twin is not None and way == next(iter(self.ways)):
+                after = run_steered(self.twin, before_twin, goals)
+                values = features(first, after, goals, familiarity).cpu()
+                self.rows.setdefault(f"{way}{TWIN}", []).append((values, values, answers))
 
     def of(self, way: str) -> tuple[Float[Tensor, "n f"], Float[Tensor, "n f"], Float[Tensor, " n"]]:
         """All that was added, for one way of making goals."""
