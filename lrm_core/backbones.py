@@ -143,7 +143,7 @@ class BackboneEntry:
     features: str | None = None
     templates: str | None = None
     feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback
-    rule: Rule = "multiply"
+    rule: Rule = "rectify"
     weights: str | None = None
 
 
@@ -225,6 +225,22 @@ _TORCHVISION = (
     ("squeezenet1_1", "flatten", "flatten>features.12 flatten>features.7 features>features.4"),
     ("googlenet", "fc", "fc>inception5b fc>inception4e inception5b>conv3"),
     ("inception_v3", "fc", "fc>Mixed_7c fc>Mixed_6e Mixed_7c>Conv2d_4a_3x3"),
+    (
+        "convnext_tiny convnext_small convnext_base convnext_large",
+        "classifier.2",
+        "classifier.2>features.7 classifier.2>features.5 features>features.3",
+    ),
+    (
+        "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b",
+        "head",
+        "head>features.7 head>features.5 permute>features.3",
+    ),
+    (
+        "vit_b_16 vit_b_32",
+        "heads.head",
+        "heads.head>encoder.layers.encoder_layer_11 heads.head>encoder.layers.encoder_layer_8 "
+        "encoder>encoder.layers.encoder_layer_5",
+    ),
 )
 _WITHOUT_AUXILIARIES = {"aux_logits": False, "init_weights": False}  # classifiers that only train; slow random weights
 
@@ -235,7 +251,7 @@ def _torchvisions() -> Iterator[tuple[str, BackboneEntry]]:
         for name in names.split():
             always = _WITHOUT_AUXILIARIES if name in ("googlenet", "inception_v3") else {}
             preprocessing = Preprocessing(299 if name == "inception_v3" else 224)
-            yield name, BackboneEntry(_torchvision(name, **always), connections, output, preprocessing, rule="rectify")
+            yield name, BackboneEntry(_torchvision(name, **always), connections, output, preprocessing)
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -266,6 +282,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         ),
         "classifier.6",
         Preprocessing(224),
+        rule="multiply",  # as published
     ),
     "efficientnet_lite0": BackboneEntry(
         EfficientNetLite,
@@ -282,7 +299,6 @@ BACKBONES: dict[str, BackboneEntry] = {
         Preprocessing(320, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), keeps_aspect=True),
         features="bn",
         feedback=MatchedFeedback,
-        rule="rectify",
         weights="efficientnet_lite0",
     ),
     **dict(_torchvisions()),

@@ -65,7 +65,7 @@ class _Front(nn.Module):
         forward_passes = whole_number("forward_passes", forward_passes, 1)
         img_size = whole_number("img_size", img_size, 1)
         connections = [_connection(given) for given in mod_connections]
-        self.lrm = LRM(network, connections, img_size, feedback=PublishedFeedback, all_calls=True)
+        self.lrm = LRM(network, connections, img_size, feedback=PublishedFeedback, rule="multiply", all_calls=True)
         self.forward_passes = forward_passes
         self.return_list = return_list
         self._kept: _Kept | None = None

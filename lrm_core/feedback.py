@@ -4,6 +4,7 @@ norm → tanh → sign-dependent gain → 1×1 projection → resize. The result
 
 Unusual: the projection is computed at the source's resolution and resized afterwards. The published code resizes first.
 Both steps are linear, but a late layer has far fewer positions than an early one, so this order is much cheaper.
+A path knows the layouts of both ends, so maps, maps with channels last and tokens exchange places (`lrm_core.layouts`).
 `PublishedFeedback` computes exactly what the published code computes, for published weights.
 """
 
@@ -14,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrm_base import checks
+from lrm_core.layouts import Layout, fitted
 
 Strength = float | tuple[float, float]
 FEATURE_SCALE = 0.02  # standard deviation of the first weights of a path from a classifier to its features
@@ -35,18 +37,39 @@ class Connection:
         anywhere: whether the destination may be any step, then by its exact name. This gives up that what is absent
             stays absent. Without a rectifier behind it, a negative value is a signal too, and a gain makes it larger.
             So the pass may see what is not in the image. Before a norm, a gain that all channels share has no effect.
+            So what only LayerNorms read, and a sum that a LayerNorm reads, are refused: the residual stream of a
+            transformer.
+        channels: the channels of the destination that feedback scales, a range (first, behind the last); None for all.
+            `values` are those that attention reads as its values, in a layer that makes queries, keys and values at
+            once, such as `blocks.11.attn.qkv` of timm. That is the place where AbSViT (Shi et al. 2023) adds feedback.
+        source_layout, destination_layout: where the layout of a step cannot be found: `c h w`, `h w c`, `t c`, or
+            `1+14x14 c` for 1 prefix token and a grid of patch tokens. None to find it.
 
     Raises:
-        ValueError: `anywhere` is neither True nor False.
+        ValueError: `anywhere` is neither True nor False, `channels` is no range of channels, or a layout is none of
+            these forms.
     """
 
     source: str
     destination: str
-    anywhere: Any = False  # a bool; a card or a dictionary of strings may give anything
+    anywhere: Any = False  # a bool; a card or a dictionary of strings may give anything, here and below
+    channels: Any = None
+    source_layout: Any = None
+    destination_layout: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.anywhere, bool):
             raise ValueError(f"anywhere: got {self.anywhere!r}, expected True or False")
+        if self.channels is not None and self.channels != "values":
+            ends = tuple(self.channels) if isinstance(self.channels, tuple | list) else ()
+            if len(ends) != 2 or not all(type(end) is int for end in ends) or not 0 <= ends[0] < ends[1]:
+                raise ValueError(
+                    f"channels: got {self.channels!r}, expected a range (first, behind the last) or 'values'"
+                )
+            object.__setattr__(self, "channels", ends)  # a card has a list
+        for name in ("source_layout", "destination_layout"):
+            if getattr(self, name) is not None:
+                Layout.read(name, getattr(self, name))
 
     @property
     def key(self) -> str:
@@ -58,25 +81,25 @@ class Feedback(nn.Module):
     """The path of one connection.
 
     Args:
-        source_shape: shape of the source's activation without the batch: (c,) for a vector, (c, h, w) for a map,
-            (t, c) for tokens.
-        destination_shape: likewise.
+        source: layout of the source's activation. A shape without the batch is a vector (c,), tokens (t, c) without
+            places, or a map (c, h, w).
+        destination: likewise.
 
     The projection has no bias, so gain 0 gives exactly the plain backbone. It starts at zero, so the later passes of a
     new model equal its first pass until training makes them differ.
+
+    Raises:
+        ValueError: a layout is not known, or a shape has other axes.
     """
 
-    def __init__(self, source_shape: tuple[int, ...], destination_shape: tuple[int, ...]) -> None:
+    def __init__(self, source: Layout | tuple[int, ...], destination: Layout | tuple[int, ...]) -> None:
         super().__init__()
-        self.source_dims, self.destination_dims = len(source_shape), len(destination_shape)
-        for dims, shape in ((self.source_dims, source_shape), (self.destination_dims, destination_shape)):
-            if dims not in (1, 2, 3):
-                raise ValueError(f"shape: got {shape}, expected a vector (c,), tokens (t, c) or a map (c, h, w)")
-        channels = _channels(source_shape)
+        self.source, self.destination = Layout.of(source), Layout.of(destination)
+        channels = self.source.channels
         # As published, a map has one mean and one variance over all its positions and channels.
-        self.norm: nn.Module = nn.GroupNorm(1, channels) if self.source_dims == 3 else nn.LayerNorm(channels)
+        self.norm: nn.Module = nn.GroupNorm(1, channels) if self.source.is_map else nn.LayerNorm(channels)
         self.gain = nn.Parameter(torch.ones(2))  # for negative and for positive activations
-        self.projection = nn.Linear(channels, _channels(destination_shape), bias=False)
+        self.projection = nn.Linear(channels, self.destination.channels, bias=False)
         nn.init.zeros_(self.projection.weight)
 
     def forward(
@@ -85,39 +108,28 @@ class Feedback(nn.Module):
         """The factor f of the destination, in a shape that broadcasts to the destination's.
 
         `strength` replaces the learned gain: one number, or (negative, positive).
+
+        Raises:
+            ValueError: patch tokens do not fit a grid; see `lrm_core.layouts.Layout.grid_of`.
         """
-        activation = torch.tanh(self.norm(source))
+        activation = torch.tanh(self.norm(self.source.with_channels_first(source)))
         negative, positive = self.gain.unbind() if strength is None else strength_pair(strength)
         activation = negative * activation.clamp(max=0) + positive * activation.clamp(min=0)
-        if self.source_dims == 3:
+        if self.source.is_map:
             weight = rearrange(self.projection.weight, "out channels -> out channels 1 1")
             projected = F.conv2d(activation, weight)  # (b, c, h, w)
         else:
             projected = F.linear(activation, self.projection.weight)  # (b, c) or (b, t, c)
-        return self._fit(projected, destination)
-
-    def _fit(self, projected: Tensor, destination: Tensor) -> Tensor:
-        """Bring a projection to the layout and the resolution of the destination."""
-        if self.source_dims == self.destination_dims == 3:
-            size = destination.shape[-2:]
-            if projected.shape[-2:] == size:
-                return projected
-            return F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
-        if self.source_dims == 2 and projected.shape[1:] == destination.shape[1:]:
-            return projected
-        if self.source_dims == 2:
-            projected = reduce(projected, "b t c -> b c", "mean")
-        elif self.source_dims == 3:
-            projected = reduce(projected, "b c h w -> b c", "mean")
-        return rearrange(projected, f"b c -> {('b c', 'b 1 c', 'b c 1 1')[self.destination_dims - 1]}")
+        return self.destination.spread(fitted(projected, self.source, self.destination, destination))
 
 
 class PublishedFeedback(nn.Module):
     """The path of one connection in the published order: norm → tanh → resize → sign-dependent gain → 1×1 projection.
 
     Args:
-        source_shape: shape of the source's activation without the batch: (c,) for a vector, (c, h, w) for a map.
-        destination_shape: likewise.
+        source: layout of the source's activation, or its shape without the batch: (c,) for a vector, (c, h, w) for a
+            map. There are no other layouts here.
+        destination: likewise.
 
     Unusual, all as published:
 
@@ -126,13 +138,14 @@ class PublishedFeedback(nn.Module):
     - Resizing aligns corners, so a vector gets the first position of a map.
     - The projection has a bias and starts at random. So neither gain 0 nor an untrained path is the plain backbone.
     - A strength multiplies the learned gain.
+
+    Raises:
+        ValueError: a layout is another one or not known.
     """
 
-    def __init__(self, source_shape: tuple[int, ...], destination_shape: tuple[int, ...]) -> None:
+    def __init__(self, source: Layout | tuple[int, ...], destination: Layout | tuple[int, ...]) -> None:
         super().__init__()
-        for shape in (source_shape, destination_shape):
-            if len(shape) not in (1, 3):
-                raise ValueError(f"shape: got {shape}, expected a vector (c,) or a map (c, h, w)")
+        source_shape, destination_shape = _published_shape(source), _published_shape(destination)
         channels, positions = source_shape[0], destination_shape[1:] or (1, 1)
         one_position = source_shape[1:] in ((), (1, 1))
         self.norm = nn.LayerNorm(channels if one_position else (channels, *positions))
@@ -170,6 +183,14 @@ class PublishedFeedback(nn.Module):
             for each in (weight, bias)
         )
         return F.layer_norm(maps, maps.shape[1:], weight, bias, self.norm.eps)
+
+
+def _published_shape(given: Layout | tuple[int, ...]) -> tuple[int, ...]:
+    shape = given.shape if isinstance(given, Layout) else given
+    layout = Layout.of(given) if isinstance(given, Layout) or len(shape) in (1, 3) else None
+    if layout is None or layout.kind not in ("vector", "map") or layout.part is not None:
+        raise ValueError(f"shape: got {shape}, expected a vector (c,) or a map (c, h, w) with all its channels")
+    return shape
 
 
 @torch.no_grad()
@@ -216,10 +237,6 @@ def _same_shape(path: Tensor, wanted: Tensor) -> None:
         raise ValueError(
             f"weights: got shape {tuple(path.shape)}, expected {tuple(wanted.shape)} to fit the classifier"
         )
-
-
-def _channels(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) != 2 else shape[1]
 
 
 def strength_pair(strength: Strength) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from torch import Tensor, fx
 
 from lrm_core.graph import run_node
 from lrm_core.model import LRM, Stem
-from lrm_core.writes import memories
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,9 @@ class Waist:
     @torch.no_grad()
     def keep(self, images: Float[Tensor, "b 3 h w"]) -> Tensor:
         """What is kept of normalised images, (b, …)."""
-        way = self.model.traced()
-        values: dict[fx.Node, Any] = {way.graph.images: images}
-        kept = memories(images)
-        for node in way.stem_nodes:
-            way.run_node(node, self.model.backbone, values, kept, way.stem_release)
-            if node.name == self.name:
-                return values[node]
-        raise ValueError(f"model: got no step {self.name} before all feedback, expected the mode of when it was found")
+        return self.model.traced().until(self.model.backbone, images, self.name)
 
     @torch.no_grad()
     def stem(self, kept: Tensor) -> Stem:
         """The stem of the images of which that was kept."""
-        way = self.model.traced()
-        index = next(index for index, node in enumerate(way.stem_nodes) if node.name == self.name)
-        read = [node for node in way.stem_nodes[:index] if node.op == "get_attr"]
-        values: dict[fx.Node, Any] = {way.stem_nodes[index]: kept}
-        return way.stem_from(self.model.backbone, values, [*read, *way.stem_nodes[index + 1 :]])
+        return self.model.traced().since(self.model.backbone, kept, self.name)

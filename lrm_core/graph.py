@@ -33,7 +33,7 @@ from lrm_core.shadow import (
     restore_random_states,
     same_random_states,
 )
-from lrm_core.steps import PASSING, PASSING_FUNCTIONS, RECTIFIERS, Steps, numbered, rectifies
+from lrm_core.steps import PASSING, PASSING_FUNCTIONS, Steps, is_rectifier, numbered, rectifies
 
 _FX = str(Path(fx.__file__).parent)
 _READING = threading.RLock()  # torch.fx exchanges methods of `nn.Module` while it reads
@@ -93,7 +93,8 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, torch.jit.ScriptModule) or is_rectifier(m)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if threading.get_ident() != self.thread:
@@ -175,8 +176,10 @@ def _call_site() -> Site:
     """Where the code that is read now stands: file, line and instruction of all functions outside torch.fx."""
     site = []
     frame = sys._getframe(2)
-    while frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) != (__file__, "_traced"):
+    while frame is not None:
         code = frame.f_code
+        if code.co_name == "trace" and code.co_filename.startswith(_FX):
+            break  # what calls it is no part of the backbone; a compiler wraps it
         if not code.co_filename.startswith(_FX) and code.co_filename != __file__:
             site += [(code.co_filename, code.co_firstlineno, frame.f_lasti)]
         frame = frame.f_back  # type: ignore[assignment]
@@ -314,7 +317,7 @@ def _is_rectified(node: fx.Node, backbone: nn.Module) -> bool:
 
 def _is_rectifier(node: fx.Node, backbone: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(backbone.get_submodule(str(node.target)), RECTIFIERS)
+        return is_rectifier(backbone.get_submodule(str(node.target)))
     return rectifies(node.target, node.args, node.kwargs)
 
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from lrm_core.passes import Stem
-from lrm_core.steps import PASSING_FUNCTIONS, RECTIFIERS, Adjust, Place, Steps, rectifies
+from lrm_core.steps import PASSING_FUNCTIONS, RECTIFIERS, Adjust, Place, Steps, is_rectifier, rectifies
 from lrm_core.writes import memories, tensors
 
 _RUNNING: ContextVar[object] = ContextVar("the pass that runs here")
@@ -94,12 +94,12 @@ class _Readers(TorchFunctionMode):
                 found.append(_PassedOn(result, len(self.of.get(id(result), ()))))
         return result
 
-    def rectified(self, tensor: Tensor) -> None:
-        """A rectifier was called on a tensor: what it read last, it read to rectify."""
+    def rectified(self, tensor: Tensor, times: int) -> None:
+        """A rectifier was called on a tensor: what it read last, so many times, it read to rectify."""
         found = self.of.get(id(tensor), [])
-        last = next((index for index in reversed(range(len(found))) if found[index] is not None), None)
-        if last is not None:
-            found[last] = torch.relu
+        last = [index for index in range(len(found)) if found[index] is not None][-times:]
+        for index in last:
+            found[index] = torch.relu
 
     def since(self, tensor: Tensor, count: int) -> list[Any]:
         """What read a tensor after the first `count` entries, until its next change in place."""
@@ -141,8 +141,9 @@ class Calls(Steps):
         version = images._version
 
         def seen(step: str, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(backbone.get_submodule(step.partition("@")[0]), RECTIFIERS):
-                readers.rectified(inputs[0])
+            module = backbone.get_submodule(step.partition("@")[0])
+            if is_rectifier(module):  # torch's own read once; x · sigmoid(1.702 x) reads twice
+                readers.rectified(inputs[0], 1 if isinstance(module, RECTIFIERS) else 2)
             outputs[step] = (output, len(readers.of.get(id(output), ())))
 
         with hooks(backbone, seen), readers:
@@ -215,7 +216,7 @@ class Hooked:
             if step in self.destinations:
                 if not isinstance(output, Tensor):
                     raise ValueError(f"step {step!r}: got {type(output).__name__}, expected a tensor (batch, …)")
-                output = adjust(step, output)
+                output = adjust(self.destinations.index(step), output)
             if step not in wanted:
                 return output
             kept, goes_on = output, output

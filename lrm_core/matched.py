@@ -5,9 +5,9 @@ through a short code of the source. The code is multiplied, place by place, by a
 
     f = P · (code ⊙ (1 + K x))        code = E · tanh(norm(source)) + e
 
-So a goal chooses channels and places at once (x are the rectified features of the destination at that place, brought to
-a root mean square of 1). The constant e is feedback that does not depend on the source: what later passes do in any
-scene. The projection P starts at zero, so the later passes of a new model equal its first.
+So a goal chooses channels and places at once (x are the rectified features of the destination at that place or token,
+brought to a root mean square of 1). The constant e is feedback that does not depend on the source: what later passes do
+in any scene. The projection P starts at zero, so the later passes of a new model equal its first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lrm_base.profiles import classifier_profiles
 from lrm_core.feedback import Strength, strength_pair
+from lrm_core.layouts import Layout, fitted
 
 RANK = 48
 SOFTNESS = 0.2  # of tanh(norm(x)): a classifier's peak lies 8 standard deviations above its mean output
@@ -30,25 +31,30 @@ CODE_SCALE = 0.3
 
 
 class MatchedFeedback(nn.Module):
-    """The path of one connection to a map.
+    """The path of one connection to a map or to tokens.
 
     Args:
-        source_shape: shape of the source's activation without the batch: (c,) for a vector, (c, h, w) for a map.
-        destination_shape: (c, h, w).
+        source: layout of the source's activation. A shape without the batch is a vector (c,), tokens (t, c) without
+            places, or a map (c, h, w).
+        destination: likewise, but no vector.
         rank: length of the code.
 
     Raises:
-        ValueError: the source is neither a vector nor a map, or the destination is no map.
+        ValueError: a layout is not known, or the destination is a vector.
     """
 
-    def __init__(self, source_shape: tuple[int, ...], destination_shape: tuple[int, ...], rank: int = RANK) -> None:
+    def __init__(
+        self, source: Layout | tuple[int, ...], destination: Layout | tuple[int, ...], rank: int = RANK
+    ) -> None:
         super().__init__()
-        if len(source_shape) not in (1, 3) or len(destination_shape) != 3:
+        self.source, self.destination = Layout.of(source), Layout.of(destination)
+        if self.destination.kind == "vector":
             raise ValueError(
-                f"shape: got {source_shape} to {destination_shape}, expected a vector (c,) or a map (c, h, w) to a map"
+                f"destination: got {self.destination.shape}, expected a map (c, h, w) or (h, w, c), or tokens (t, c), "
+                "since a code is matched with what is at each place"
             )
-        channels, wanted = source_shape[0], destination_shape[0]
-        self.norm: nn.Module = nn.LayerNorm(channels) if len(source_shape) == 1 else nn.GroupNorm(1, channels)
+        channels, wanted = self.source.channels, self.destination.channels
+        self.norm: nn.Module = nn.GroupNorm(1, channels) if self.source.is_map else nn.LayerNorm(channels)
         self.gain = nn.Parameter(torch.ones(2))  # for negative and for positive activations
         self.code = nn.Linear(channels, rank)
         self.keys = nn.Linear(wanted, rank, bias=False)
@@ -61,31 +67,37 @@ class MatchedFeedback(nn.Module):
             nn.init.zeros_(self.projection.weight)
 
     def forward(
-        self, source: Float[Tensor, "b ..."], destination: Float[Tensor, "d c h w"], strength: Strength | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """The factor f of the destination.
+        self, source: Float[Tensor, "b ..."], destination: Float[Tensor, "d ..."], strength: Strength | None = None
+    ) -> Float[Tensor, "b ..."]:
+        """The factor f of the destination, in the destination's layout.
 
         `strength` replaces the learned gain: one number, or (negative, positive). The constant is scaled by their mean,
         so gain 0 gives exactly the plain backbone.
+
+        Raises:
+            ValueError: patch tokens do not fit a grid; see `lrm_core.layouts.Layout.grid_of`.
         """
-        activation = torch.tanh(self.norm(source))
+        activation = torch.tanh(self.norm(self.source.with_channels_first(source)))
         negative, positive = self.gain.unbind() if strength is None else strength_pair(strength)
         activation = negative * activation.clamp(max=0) + positive * activation.clamp(min=0)
         constant = self.code.bias * ((negative + positive) / 2)
-        if source.ndim == 2:
-            code = rearrange(F.linear(activation, self.code.weight, constant), "b r -> b r 1 1")
+        if self.source.is_map:
+            code = _at_each_place(activation, self.code.weight, 1) + rearrange(constant, "r -> r 1 1")
         else:
-            code = _everywhere(activation, self.code.weight) + rearrange(constant, "r -> r 1 1")
-            if code.shape[-2:] != destination.shape[-2:]:
-                code = F.interpolate(code, destination.shape[-2:], mode="bilinear", align_corners=False)
-        features = destination.clamp(min=0)
-        features = F.normalize(features, dim=1) * features.shape[1] ** 0.5
-        return _everywhere(code * (1 + _everywhere(features, self.keys.weight)), self.projection.weight)
+            code = F.linear(activation, self.code.weight, constant)  # (b, r) or (b, t, r)
+        code = fitted(code, self.source, self.destination, destination)
+        axis = 1 if self.destination.kind == "map" else -1
+        features = self.destination.chosen(destination).clamp(min=0)
+        features = F.normalize(features, dim=axis) * features.shape[axis] ** 0.5
+        matched = code * (1 + _at_each_place(features, self.keys.weight, axis))
+        return self.destination.spread(_at_each_place(matched, self.projection.weight, axis))
 
 
-def _everywhere(maps: Tensor, weight: Tensor) -> Tensor:
-    """A linear map of the channels at every place."""
-    return F.conv2d(maps, rearrange(weight, "out channels -> out channels 1 1"))
+def _at_each_place(value: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """A linear map of the channels, which lie on axis 1 of a map or on the last axis."""
+    if axis == 1:
+        return F.conv2d(value, rearrange(weight, "out channels -> out channels 1 1"))
+    return F.linear(value, weight)
 
 
 @torch.no_grad()

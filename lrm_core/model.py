@@ -16,17 +16,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrm_base import checks
 from lrm_core.feedback import Connection, Feedback
+from lrm_core.layouts import Layout
 from lrm_core.passes import State, Steer, Stem, arriving, check_goals
 from lrm_core.proposals import propose
 from lrm_core.reading import Reader, Reading
 from lrm_core.shadow import modes, shadow
 from lrm_core.steps import Anywhere, Steps
 from lrm_core.traced import Traced
+from lrm_core.tracking import End, ends
 
 __all__ = ["LRM", "Rule", "State", "Steer", "Stem"]
 
@@ -44,23 +47,25 @@ class LRM(nn.Module):
             a gate), or stages with such steps inside.
         image_size: side in pixels of a square image. The backbone runs on such an image, to learn the shapes and to
             prove that the first pass is the bare backbone. Nothing of the backbone is changed by this.
-        feedback: makes a path from the shapes of its source and its destination: `Feedback`, or `PublishedFeedback` for
-            published weights.
-        rule: `multiply` is the publication's x + x · Σ f. `rectify` is x · max(0, 1 + Σ f): feedback may silence a
-            feature, but it cannot turn a negative pre-activation positive. `add` is x + Σ f, a control that can see
-            what is not there.
+        feedback: makes a path from the layouts of its source and its destination (`lrm_core.layouts.Layout`):
+            `Feedback`, or `PublishedFeedback` for published weights.
+        rule: `rectify` is x · max(0, 1 + Σ f): feedback may silence a feature, but it cannot turn a negative
+            pre-activation positive, so what is absent stays absent. `multiply` is the publication's x + x · Σ f, which
+            breaks this where Σ f is below -1. `add` is x + Σ f, a control that can see what is not there.
         all_calls: whether a module's name stands for its last call as a source and for all its calls as a destination,
             as in the published code. Otherwise it stands for the first call, and `NAME@1` for the second.
 
     Attributes:
         connections: as they were given.
         destinations: the name of the step that each connection's destination stands for, by the name that was given.
+        layouts: of each source.
 
     Raises:
         ValueError: there is no connection or one is named twice; a step does not exist; a destination is not a
-            pre-activation and not `anywhere`; a source does not come after its destination or is no tensor; the
-            backbone cannot run on an image of that size; or the first pass would differ from the bare backbone, by the
-            step that is named.
+            pre-activation and not `anywhere`, or is the residual stream of a transformer (unless the rule is `add`); a
+            source does not come after its destination or is no tensor; a layout is not known, or what a connection says
+            does not fit the step; the backbone cannot run on an image of that size; or the first pass would differ from
+            the bare backbone, by the step that is named.
     """
 
     def __init__(
@@ -69,8 +74,8 @@ class LRM(nn.Module):
         connections: Sequence[Connection],
         image_size: int = 224,
         *,
-        feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback,
-        rule: Rule = "multiply",
+        feedback: Callable[..., nn.Module] = Feedback,
+        rule: Rule = "rectify",
         all_calls: bool = False,
     ) -> None:
         super().__init__()
@@ -86,15 +91,18 @@ class LRM(nn.Module):
         self._readings: dict[str, Reading] = {}
         self._names: Mapping[Any, str] | None = None
         reading = self._resolved(image_size, all_calls)
-        shapes: dict[str, tuple[int, ...]] = {}
         for name, value in reading.values.items():
             if not isinstance(value, Tensor) or value.ndim < 2:
                 got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"step {name!r}: got {got}, expected a tensor (batch, …) to connect")
-            shapes[name] = tuple(value.shape[1:])
-        self.activation_shapes = {name: shapes[name] for name in self.sources}
+        sources, destinations = ends(reading, backbone, image_size)
+        self.layouts = {name: _given_layout(name, sources[name], self.connections) for name in self.sources}
+        self.activation_shapes = {name: layout.shape for name, layout in self.layouts.items()}
         self.paths = nn.ModuleDict(
-            {c.key: feedback(shapes[c.source], shapes[step.destination]) for step, c in self._given.items()}
+            {
+                c.key: feedback(self.layouts[c.source], _scaled(c, destinations[step.destination], rule))
+                for step, c in self._given.items()
+            }
         )
 
     @classmethod
@@ -105,7 +113,7 @@ class LRM(nn.Module):
         *,
         connections: Sequence[Connection] | None = None,
         print: bool = True,
-        feedback: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] = Feedback,
+        feedback: Callable[..., nn.Module] = Feedback,
         rule: Rule = "rectify",
     ) -> LRM:
         """A new model of any backbone, with proposed connections. See `LRM` for the arguments.
@@ -160,17 +168,27 @@ class LRM(nn.Module):
                 connections do not fit.
         """
         now = modes(self.backbone)
-        if now not in self._readings:
-            with _READ:
-                if self._names is None:
-                    self._evaluated()
-                if now not in self._readings:
-                    try:
-                        reading = self._reader.read(shadow(self.backbone), self._names)
-                    except ValueError as error:
-                        raise ValueError(f"backbone in mode {now}: {error}") from error
-                    self._readings[now] = replace(reading, values={})
+        if torch.compiler.is_compiling() or now not in self._readings:
+            self._read(now)
         return self._readings[now]
+
+    def _read(self, now: str) -> None:
+        """Read the backbone in its present modes, unless it was read. A compiler runs this and keeps nothing of it."""
+        with _READ:
+            if self._names is None:
+                self._evaluated()
+            if now not in self._readings:
+                try:
+                    reading = self._reader.read(shadow(self.backbone), self._names)
+                except ValueError as error:
+                    raise ValueError(f"backbone in mode {now}: {error}") from error
+                self._readings[now] = replace(reading, values={})
+
+    _read._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as torch.compiler.assume_constant_result does
+
+    def _arriving(self, reading: Reading) -> list[list[Connection]]:
+        """For each destination, the connections that end there."""
+        return [[self._given[each] for each in reading.arriving[step]] for step in reading.way.destinations]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readings": {}, "_names": None}  # they hold nodes of torch.fx, and are read anew
@@ -222,7 +240,7 @@ class LRM(nn.Module):
                 number of images, or a goal has another spatial size than the activation that it replaces. Or the stem
                 was made in other modes of the backbone, or by another model.
         """
-        output, activations, _ = self._run(stem, state, steer, self.sources)
+        output, activations = self._run(stem, state, steer)
         return output, State(activations, 1 if state is None else state.num_passes + 1)
 
     def varies(self, name: str) -> bool:
@@ -245,11 +263,23 @@ class LRM(nn.Module):
         for name in steps:
             if not self.varies(name):
                 raise ValueError(f"steps: {name!r} lies before all feedback, so it is the same in every pass")
-        return self._run(stem, state, steer, steps)
+        changes: dict[str, Tensor] = {}
+        output, activations = self._run(stem, state, steer, steps, changes)
+        return output, activations, changes
 
     def _run(
-        self, stem: Stem, state: State | None, steer: Sequence[Steer], wanted: Sequence[str]
-    ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        self,
+        stem: Stem,
+        state: State | None,
+        steer: Sequence[Steer],
+        wanted: Sequence[str] | None = None,
+        changes: dict[str, Tensor] | None = None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """One pass: (output, activations of the steps in `wanted`, or of the sources).
+
+        Args:
+            changes: takes what feedback adds to each destination.
+        """
         self.check(steer)
         reading = self._reading()
         way = reading.way
@@ -262,26 +292,30 @@ class LRM(nn.Module):
                 )
             raise ValueError("stem: got that of another model, expected one that this model made")
         feedback = arriving(way.sample(stem), state, steer)
-        steps: dict[Any, list[str]] = {}
-        for name in wanted:
-            step = reading.sources.get(name) or way.graph.find(name, "inspected step")
-            steps.setdefault(step, []).append(name)
-        changes: dict[str, Tensor] = {}
+        connections = self._arriving(reading)
 
-        def adjust(step: Any, value: Tensor) -> Tensor:
-            connections = [self._given[c] for c in reading.arriving[step]]
-            factor = self._factor(connections, value, feedback)
+        def adjust(index: int, value: Tensor) -> Tensor:
+            factor = self._factor(connections[index], value, feedback)
             if factor is None:
                 return value
             if self.rule == "add":
                 change = factor.expand_as(value)
             else:
                 change = value * (factor.clamp(min=-1) if self.rule == "rectify" else factor)
-            changes.update(dict.fromkeys([c.destination for c in connections], change))
+                if changes is None:
+                    return change.add_(value)
+            if changes is not None:
+                changes.update(dict.fromkeys([c.destination for c in connections[index]], change))
             return value + change
 
-        output, activations = way.run(self.backbone, stem, adjust, steps)
-        return output, activations, changes
+        if wanted is None and isinstance(way, Traced):
+            output, values = way.usual(self.backbone, stem, adjust)
+            return output, dict(zip(self.sources, values, strict=True))
+        steps: dict[Any, list[str]] = {}
+        for name in self.sources if wanted is None else wanted:
+            step = reading.sources.get(name) or way.graph.find(name, "inspected step")
+            steps.setdefault(step, []).append(name)
+        return way.run(self.backbone, stem, adjust, steps)
 
     def forward(
         self, images: Float[Tensor, "b c h w"], state: State | None = None, steer: Sequence[Steer] = ()
@@ -320,7 +354,7 @@ class LRM(nn.Module):
         Raises:
             ValueError: a source is unknown or steered twice, or a target, strength or mix does not fit; see `Steer`.
         """
-        check_goals(steer, self.activation_shapes)
+        check_goals(steer, self.layouts)
 
     def _factor(
         self, connections: Sequence[Connection], value: Tensor, feedback: Mapping[str, tuple[Tensor, Any]]
@@ -333,6 +367,36 @@ class LRM(nn.Module):
                 factor = self.paths[connection.key](activation, value, strength)
                 total = factor if total is None else total + factor
         return total
+
+
+def _given_layout(source: str, end: End, connections: Sequence[Connection]) -> Layout:
+    """The layout of a source: what connections say, otherwise what was found."""
+    said = list(dict.fromkeys(c.source_layout for c in connections if c.source == source and c.source_layout))
+    if len(said) > 1:
+        raise ValueError(f"source_layout: got {' and '.join(map(repr, said))} for {source!r}, expected one layout")
+    return Layout.read("source_layout", said[0], end.layout.shape) if said else end.layout
+
+
+def _scaled(connection: Connection, end: End, rule: Rule) -> Layout:
+    """The layout of what a connection scales. Raises ValueError for the residual stream and for what does not fit."""
+    if end.is_normed() and rule != "add":
+        raise ValueError(
+            f"destination {connection.destination!r}: got a value of the residual stream that LayerNorms read. They "
+            "undo a gain that all channels of a token share: 1e-5 of it is left. Expected a pre-activation, such as "
+            "that of an mlp, or the values of attention"
+        )
+    layout = end.layout
+    if connection.destination_layout is not None:
+        layout = Layout.read("destination_layout", connection.destination_layout, layout.shape)
+    part = connection.channels
+    if part == "values":
+        part = end.values()
+        if part is None:
+            raise ValueError(
+                f"channels: got 'values' for {connection.destination!r}, expected a layer of which attention reads "
+                "consecutive channels as its values"
+            )
+    return layout if part is None else replace(layout, part=part)
 
 
 def _check_distinct(connections: Sequence[Connection], given: Sequence[Connection]) -> None:

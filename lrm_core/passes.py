@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrm_base import checks
 from lrm_core.feedback import Strength
+from lrm_core.layouts import Layout
 from lrm_core.steps import Place
 
 
@@ -65,19 +66,19 @@ class Stem:
         )
 
 
-def check_goals(steer: Sequence[Steer], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_goals(steer: Sequence[Steer], layouts: Mapping[str, Layout]) -> None:
     """Check goals without images.
 
     Args:
-        shapes: the shape of each source's activation, without the batch. The height and width of a map may differ.
+        layouts: of each source's activation. The height and width of a map and the number of tokens may differ.
 
     Raises:
         ValueError: a source is unknown or steered twice, or a target, strength or mix does not fit; see `Steer`.
     """
     steered: set[str] = set()
     for goal in steer:
-        if goal.source not in shapes:
-            raise ValueError(f"source: cannot steer {goal.source!r}; sources of feedback: {', '.join(shapes)}")
+        if goal.source not in layouts:
+            raise ValueError(f"source: cannot steer {goal.source!r}; sources of feedback: {', '.join(layouts)}")
         if goal.source in steered:
             raise ValueError(f"source: {goal.source!r} is steered twice in one pass, expected one goal for each source")
         steered.add(goal.source)
@@ -85,9 +86,13 @@ def check_goals(steer: Sequence[Steer], shapes: Mapping[str, tuple[int, ...]]) -
         checks.finite_number("mix", goal.mix)
         if not isinstance(goal.target, Tensor):
             raise ValueError(f"goal for {goal.source!r}: got {type(goal.target).__name__}, expected a tensor")
-        expected, got = shapes[goal.source], tuple(goal.target.shape)
-        fixed = slice(0, 1 if len(expected) == 3 else None)  # the height and width of a map depend on the images
-        if len(got) != len(expected) + 1 or got[1:][fixed] != expected[fixed]:
+        layout, got = layouts[goal.source], tuple(goal.target.shape)
+        expected = layout.shape
+        # the number of places depends on the images; of an unknown layout, which axis holds them is not known
+        fits = len(got) == len(expected) + 1 and (
+            layout.kind == "unknown" or got[1:][layout.axis] == expected[layout.axis]
+        )
+        if not fits:
             raise ValueError(f"goal for {goal.source!r}: got shape {got}, expected shape (batch, {_listed(expected)})")
 
 

@@ -33,8 +33,8 @@ def pooled_map(model: LRM, output: str) -> str | None:
         return None
     fitting = [
         name
-        for name, shape in model.activation_shapes.items()
-        if len(shape) == 3 and shape[0] == classifier.in_features and shape[1] == shape[2]
+        for name, layout in model.layouts.items()
+        if layout.kind == "map" and layout.channels == classifier.in_features and len({*(layout.places or ())}) == 1
     ]
     return fitting[-1] if fitting else None
 

@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrm_core.feedback import Connection
-from lrm_core.graph import Graph, check_inputs, run_node
-from lrm_core.hooked import hooks
-from lrm_core.reading import Probe
-from lrm_core.shadow import kept_random_states, shadow
+from lrm_core.graph import Graph, check_inputs
+from lrm_core.layouts import Layout
+from lrm_core.reading import Probe, Reader
+from lrm_core.shadow import shadow
 from lrm_core.steps import Steps
+from lrm_core.tracking import End, layouts
 
-Shape = tuple[int, ...]
 NUM_STAGES = 4  # of a backbone of equal resolution
 
 
@@ -41,13 +40,14 @@ def propose(backbone: nn.Module, image_size: int) -> tuple[Connection, ...]:
     probe = Probe.of(evaluated, image_size)
     try:
         steps: Steps = Graph.of(shadow(evaluated))
-        shapes = _shapes_of_graph(steps, evaluated, probe)  # type: ignore[arg-type]
-        found = _connections(steps, shapes, evaluated)
+        found = _connections(steps, layouts(steps, evaluated, probe.images), evaluated)
+        if found:
+            Reader(found, image_size, all_calls=False).read(evaluated)
     except ValueError:
         found = ()
-    if not found:  # what torch.fx cannot read may hold all of it
+    if not found:  # what torch.fx cannot read may hold all of it, or it runs by hooks, and only modules are steps
         steps = probe.calls()
-        found = _connections(steps, _shapes_of_calls(evaluated, probe), evaluated)
+        found = _connections(steps, layouts(steps, evaluated, probe.images), evaluated)
     if not found:
         raise ValueError(
             f"backbone: {type(backbone).__name__} has no linear or convolutional layer behind a pre-activation, "
@@ -56,92 +56,54 @@ def propose(backbone: nn.Module, image_size: int) -> tuple[Connection, ...]:
     return found
 
 
-def _connections(steps: Steps, shapes: Mapping[Any, Shape], backbone: nn.Module) -> tuple[Connection, ...]:
+def _connections(steps: Steps, ends: Mapping[Any, End], backbone: nn.Module) -> tuple[Connection, ...]:
     order = {step: index for index, step in enumerate(steps.nodes)}
-    classifiers = [step for name, step in steps.steps.items() if _is_layer(name, backbone) and step in shapes]
+    known = {step: end.layout for step, end in ends.items() if end.layout.kind != "unknown"}
+    classifiers = [step for name, step in steps.steps.items() if _is_layer(name, backbone) and step in known]
     if not classifiers:
         return ()
     last = max(classifiers, key=order.__getitem__)
     classifier = _name(steps, last)
     places = {
-        name: shapes[steps.steps[name]]
+        name: known[steps.steps[name]]
         for name in steps.pre_activations()
-        if steps.steps[name] in shapes
+        if steps.steps[name] in known
         and steps.steps[name] not in steps.gating
         and last in steps.downstream([name])
-        and _has_places(shapes[steps.steps[name]])
+        and _has_places(known[steps.steps[name]])
     }
-    stages = _stages(places, backbone)
+    stages = _stages(places)
     if not stages:
         return ()
     pairs = [(classifier, stage) for stage in stages[-2:]]
     early = stages[max(len(stages) - 2, 0) // 2]
     behind = steps.downstream([early])
-    dims = len(places[stages[-1]])
     maps = [
-        step
-        for step, shape in shapes.items()
-        if len(shape) == dims and _has_places(shape) and step in behind and order[step] < order[last]
+        step for step, layout in known.items() if _has_places(layout) and step in behind and order[step] < order[last]
     ]
     if maps:
         pairs.append((_name(steps, max(maps, key=order.__getitem__)), early))
     return tuple(Connection(*pair) for pair in dict.fromkeys(pairs))
 
 
-def _stages(places: Mapping[str, Shape], backbone: nn.Module) -> list[str]:
+def _stages(places: Mapping[str, Layout]) -> list[str]:
     """The last pre-activation of each stage, in running order."""
-    by_resolution = {_resolution(name, shape, backbone): name for name, shape in places.items()}
+    by_resolution = {layout.places: name for name, layout in places.items()}
     names = list(places)
     if len(by_resolution) >= 3 or len(names) < NUM_STAGES:
         return sorted(by_resolution.values(), key=names.index)
     return [names[len(names) * (stage + 1) // NUM_STAGES - 1] for stage in range(NUM_STAGES)]
 
 
-def _resolution(name: str, shape: Shape, backbone: nn.Module) -> Shape:
-    """Places without channels. A linear layer has its channels last, as tokens have."""
-    last = len(shape) == 2 or isinstance(_module(name, backbone), nn.Linear)
-    return shape[:-1] if last else shape[1:]
-
-
-def _has_places(shape: Shape) -> bool:
-    """Whether an activation, without the batch, is more than a vector."""
-    return len(shape) in (2, 3) and sum(size > 1 for size in shape) > 1
-
-
-def _module(name: str, backbone: nn.Module) -> nn.Module | None:
-    return dict(backbone.named_modules()).get(name.partition("@")[0])
+def _has_places(layout: Layout) -> bool:
+    """Whether an activation is more than a vector: a map of several places or channels, or tokens on a grid."""
+    return layout.places is not None and sum(size > 1 for size in (layout.channels, *layout.places)) > 1
 
 
 def _is_layer(name: str, backbone: nn.Module) -> bool:
-    return isinstance(_module(name, backbone), nn.Linear | nn.Conv2d)
+    return isinstance(dict(backbone.named_modules()).get(name.partition("@")[0]), nn.Linear | nn.Conv2d)
 
 
 def _name(steps: Steps, step: Any) -> str:
     """The shortest path of a step."""
     return min((name for name, other in steps.steps.items() if other == step), key=lambda name: name.count("."))
-
-
-def _shapes_of_graph(graph: Graph, backbone: nn.Module, probe: Probe) -> dict[Any, Shape]:
-    """The shapes, without the batch, of the nodes that have names and give tensors."""
-    named, shapes = set(graph.steps.values()), dict[Any, Shape]()
-    copied = shadow(backbone)
-    values: dict[Any, Any] = {graph.images: probe.images.clone()}
-    with kept_random_states(), torch.no_grad():
-        for node in graph.nodes[1:-1]:
-            values[node] = run_node(node, graph, copied, values)
-            if node in named and isinstance(values[node], Tensor):
-                shapes[node] = tuple(values[node].shape[1:])
-    return shapes
-
-
-def _shapes_of_calls(backbone: nn.Module, probe: Probe) -> dict[Any, Shape]:
-    shapes: dict[Any, Shape] = {}
-
-    def seen(step: str, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor):
-            shapes[step] = tuple(output.shape[1:])
-
-    copied = shadow(backbone)
-    with kept_random_states(), torch.no_grad(), hooks(copied, seen):
-        copied(probe.images.clone())
-    return shapes

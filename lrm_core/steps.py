@@ -28,6 +28,7 @@ RECTIFIERS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
     nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU,
 )  # fmt: skip
+_BY_NAME = ("QuickGELU", "QuickGELUActivation")  # x · sigmoid(1.702 x) of CLIP, a class of each library's own
 RECTIFIER_FUNCTIONS: tuple[Any, ...] = (
     F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, "relu", "relu_", F.relu6, F.gelu, F.silu,
     F.mish, F.hardswish, F.leaky_relu, F.leaky_relu_, F.prelu, torch.prelu, Tensor.prelu, "prelu", F.rrelu, F.rrelu_,
@@ -48,6 +49,11 @@ PASSING_FUNCTIONS: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+def is_rectifier(module: nn.Module) -> bool:
+    """Whether a module is a rectifier or a gate."""
+    return isinstance(module, RECTIFIERS) or type(module).__name__ in _BY_NAME
+
+
 def rectifies(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a function, or a method by its name, is a rectifier or a gate when it is called with these arguments."""
     if function in _CLAMPS:
@@ -56,8 +62,8 @@ def rectifies(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return function in RECTIFIER_FUNCTIONS
 
 
-Adjust = Callable[[Any, Tensor], Tensor]
-"""Gives a destination its value after feedback: (step, value before feedback) → value."""
+Adjust = Callable[[int, Tensor], Tensor]
+"""Gives a destination its value after feedback: (its index in the way's destinations, value before) → value."""
 
 
 class Anywhere(str):

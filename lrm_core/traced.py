@@ -2,29 +2,24 @@
 
 What no feedback reaches is the stem. All passes and all goals share it. The rest is the body.
 
-Unusual: operations in place run in place, as in the plain network, unless they would overwrite what is kept: the
-images, the values of a stem, or an activation that a pass returns. Then they write to a copy; see `lrm_core.writes`.
+Unusual: both run as generated functions; see `lrm_core.generated`. Operations in place run in place, as in the plain
+network, unless they would overwrite what is kept: the images, the values of a stem, or an activation that a pass
+returns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from lrm_core.graph import Graph, after, filled, run_node
+from lrm_core.generated import Part, Run, generate, roots
+from lrm_core.graph import Graph, after
 from lrm_core.passes import Stem
 from lrm_core.steps import Adjust, Place
-from lrm_core.writes import may_write, memories, spared
-
-_VIEWS = frozenset((
-    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "movedim", "squeeze", "unsqueeze", "expand",
-    "narrow", "select", "chunk", "split", "unbind", "contiguous", "detach", "to", "float", "type_as", "view_as",
-    "expand_as", "getitem", "swapaxes", "passed", "unfold", "diagonal", "dropout",
-))  # fmt: skip
-_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d)
+from lrm_core.writes import may_write, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +32,10 @@ class Traced:
         destinations: the steps that feedback changes, in running order.
         stem_nodes, body_nodes: what runs once, and what runs in each pass, in running order.
         places: what the stem keeps: the values that the body reads, the destinations and the sources.
-        writers: steps that may write to what they are given.
-        stem_release, body_release: for each step, the values that no later step needs.
+        captured: the first of these, sources and destinations, whose values are kept as they are when they are made.
+        first: the function of the stem.
+        body: the function of the body that returns the activations of the sources.
+        made: functions that were made since, of parts of the stem and of bodies that return other activations.
     """
 
     graph: Graph
@@ -47,9 +44,10 @@ class Traced:
     stem_nodes: tuple[fx.Node, ...]
     body_nodes: tuple[fx.Node, ...]
     places: Mapping[Place, fx.Node]
-    writers: frozenset[fx.Node]
-    stem_release: Mapping[fx.Node, list[fx.Node]]
-    body_release: Mapping[fx.Node, list[fx.Node]]
+    captured: tuple[fx.Node, ...]
+    first: Run
+    body: Run
+    made: dict[Any, Run] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -68,13 +66,12 @@ class Traced:
                 first step that does, so that all steps run in the order of the plain network.
         """
         runs = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
-        writers = frozenset(node for node in runs if may_write(node, backbone))
         targets = set(destinations)
         ordered = tuple(node for node in graph.nodes if node in targets)
         reached = after(ordered)
         body = {node for node in runs if node in reached}
         body |= _beside(graph, runs, body)
-        if not early or _order_matters(runs, body, writers, backbone):
+        if not early or _order_matters(graph, runs, body, backbone):
             first = min((index for index, node in enumerate(runs) if node in body), default=len(runs))
             body = set(runs[first:])
         stem = {node for node in runs if node not in body}
@@ -82,6 +79,7 @@ class Traced:
             if node.op == "get_attr":
                 stem |= {node} if any(user in stem for user in node.users) else set()
                 body |= {node} if any(user not in stem for user in node.users) else set()
+        sources = tuple(sources)
         wanted = {*targets, *sources}
         kept = [
             node
@@ -91,16 +89,19 @@ class Traced:
             and (node in wanted or any(user not in stem for user in node.users))
         ]
         stem_nodes, body_nodes = (tuple(node for node in graph.nodes if node in part) for part in (stem, body))
+        captured = tuple(node for node in kept if node in wanted)
+        others = tuple(node for node in kept if node not in wanted)
+        given = (*captured, *others)
         return cls(
             graph,
             modes,
             ordered,
             stem_nodes,
             body_nodes,
-            {Place(node.name, modes): node for node in kept},
-            writers,
-            _last_uses(stem_nodes, set(kept)),
-            _last_uses(body_nodes, _nodes_in(graph.output)),
+            {Place(node.name, modes): node for node in given},
+            captured,
+            generate(graph, backbone, Part(stem_nodes, (graph.images,), others, captured)),
+            generate(graph, backbone, Part(body_nodes, given, graph.output, tuple(sources), ordered)),
         )
 
     def varies(self, step: fx.Node) -> bool:
@@ -113,56 +114,64 @@ class Traced:
 
     def stem(self, backbone: nn.Module, images: Tensor) -> Stem:
         """Run the stem."""
-        return self.stem_from(backbone, {self.graph.images: images}, self.stem_nodes)
+        return self._stem(self.first(backbone, self.graph.constants, None, images))
 
-    def stem_from(self, backbone: nn.Module, values: dict[fx.Node, Any], nodes: Sequence[fx.Node]) -> Stem:
-        """Run the last nodes of the stem, from the values that they need. These values are not overwritten."""
-        given = list(values.values())
-        kept = memories([given, *self.graph.constants.values()])
-        for node in nodes:
-            self.run_node(node, backbone, values, kept, self.stem_release)
-        del given  # until now, so that no other tensor could have its memory
-        return Stem({place: values[node] for place, node in self.places.items()})
+    def until(self, backbone: nn.Module, images: Tensor, name: str) -> Any:
+        """Run the stem as far as the node of that name, and give its value.
+
+        Raises:
+            ValueError: the stem has no such node.
+        """
+        nodes = self.stem_nodes[: self._index(name) + 1]
+        run = self._made(("until", name), backbone, Part(nodes, (self.graph.images,), nodes[-1]))
+        return run(backbone, self.graph.constants, None, images)[0]
+
+    def since(self, backbone: nn.Module, value: Any, name: str) -> Stem:
+        """Run the stem from the value of the node of that name on. The value is not overwritten.
+
+        Raises:
+            ValueError: the stem has no such node.
+        """
+        first = self._index(name)
+        read = [node for node in self.stem_nodes[:first] if node.op == "get_attr"]
+        nodes = (*read, *self.stem_nodes[first + 1 :])
+        part = Part(nodes, (self.stem_nodes[first],), self._kept()[len(self.captured) :], self.captured)
+        return self._stem(self._made(("since", name), backbone, part)(backbone, self.graph.constants, None, value))
 
     def run(
         self, backbone: nn.Module, stem: Stem, adjust: Adjust, wanted: Mapping[fx.Node, Sequence[str]]
     ) -> tuple[Any, dict[str, Any]]:
         """One pass: (what the backbone returns, activations of the steps in `wanted`, by the names given there)."""
-        values: dict[fx.Node, Any] = {node: stem.values[place] for place, node in self.places.items()}
-        kept = memories([*values.values(), *self.graph.constants.values()])
-        activations: dict[str, Any] = {}
+        nodes = tuple(wanted)
+        part = Part(self.body_nodes, self._kept(), self.graph.output, nodes, self.destinations)
+        run = self._made(nodes, backbone, part)
+        output, found = run(backbone, self.graph.constants, adjust, *self._given(stem))
+        return output, {name: value for node, value in zip(nodes, found, strict=True) for name in wanted[node]}
 
-        def finish(node: fx.Node) -> None:
-            if node in self.destinations:
-                values[node] = adjust(node, values[node])
-            if node in wanted:
-                value, memory = values[node], memories(values[node])
-                if any(memory & memories(each) for other, each in values.items() if other is not node):
-                    value = value.clone() if isinstance(value, Tensor) else value
-                activations.update(dict.fromkeys(wanted[node], value))
-                kept.update(memories(value))
+    def usual(self, backbone: nn.Module, stem: Stem, adjust: Adjust) -> tuple[Any, tuple[Tensor, ...]]:
+        """One pass: (what the backbone returns, activations of the sources)."""
+        return self.body(backbone, self.graph.constants, adjust, *self._given(stem))
 
-        for node in self.places.values():
-            finish(node)
-        for node in self.body_nodes:
-            self.run_node(node, backbone, values, kept, self.body_release)
-            finish(node)
-        return filled(self.graph.output, values), activations
+    def _stem(self, values: tuple[Any, tuple[Any, ...]]) -> Stem:
+        others, captured = values
+        return Stem(dict(zip(self.places, (*captured, *others), strict=True)))
 
-    def run_node(
-        self,
-        node: fx.Node,
-        backbone: nn.Module,
-        values: dict[fx.Node, Any],
-        kept: set[int],
-        release: Mapping[fx.Node, list[fx.Node]],
-    ) -> None:
-        """Run one node into `values`, and drop what no later node reads. Memory in `kept` is not overwritten."""
-        released = release.get(node, [])
-        form = spared(node, backbone, values, kept, released) if node in self.writers else None
-        values[node] = run_node(node, self.graph, backbone, values) if form is None else form()
-        for used in released:
-            del values[used]
+    def _kept(self) -> tuple[fx.Node, ...]:
+        return tuple(self.places.values())
+
+    def _given(self, stem: Stem) -> list[Any]:
+        return [stem.values[place] for place in self.places]
+
+    def _index(self, name: str) -> int:
+        found = [index for index, node in enumerate(self.stem_nodes) if node.name == name]
+        if not found:
+            raise ValueError(f"model: got no step {name} before all feedback, expected the mode of when it was found")
+        return found[0]
+
+    def _made(self, key: Any, backbone: nn.Module, part: Part) -> Run:
+        if key not in self.made:
+            self.made[key] = generate(self.graph, backbone, part)
+        return self.made[key]
 
 
 def _beside(graph: Graph, runs: Sequence[fx.Node], body: set[fx.Node]) -> set[fx.Node]:
@@ -180,49 +189,20 @@ def _beside(graph: Graph, runs: Sequence[fx.Node], body: set[fx.Node]) -> set[fx
     return found
 
 
-def _order_matters(
-    runs: Sequence[fx.Node], body: set[fx.Node], writers: frozenset[fx.Node], backbone: nn.Module
-) -> bool:
+def _order_matters(graph: Graph, runs: Sequence[fx.Node], body: set[fx.Node], backbone: nn.Module) -> bool:
     """Whether running the stem before the body could change what a step reads, because another one writes in place."""
     first = min((index for index, node in enumerate(runs) if node in body), default=len(runs))
     late = runs[first:]
-    family = _families(runs, writers, backbone)
+    memory = roots(graph, backbone)
 
-    def reads(node: fx.Node) -> set[fx.Node]:
-        return {family.get(used, used) for used in node.all_input_nodes if used.op != "get_attr"}
+    def of(nodes: Iterable[fx.Node]) -> set[Any]:
+        return {root for used in nodes if used.op != "get_attr" for root, _ in memory[used]}
 
-    moved = {each for node in late if node not in body for each in reads(node)}
-    moved_writes = {each for node in late if node not in body and node in writers for each in reads(node)}
-    writes = {each for node in late if node in body and node in writers for each in reads(node)}
-    read = {each for node in late if node in body for each in reads(node)}
-    return bool(moved & writes) or bool(moved_writes & read)
+    def reads(moved: bool) -> set[Any]:
+        return of(used for node in late if (node not in body) is moved for used in node.all_input_nodes)
 
+    def writes(moved: bool) -> set[Any]:
+        steps = [node for node in late if (node not in body) is moved and may_write(node, backbone)]
+        return of(used for node in steps for used in written(node, backbone))
 
-def _families(runs: Sequence[fx.Node], writers: frozenset[fx.Node], backbone: nn.Module) -> dict[fx.Node, fx.Node]:
-    """For nodes that may share memory with an earlier one: the first of them."""
-    family: dict[fx.Node, fx.Node] = {}
-    for node in runs:
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        shares = node in writers or name in _VIEWS
-        if node.op == "call_module":
-            shares = shares or isinstance(backbone.get_submodule(str(node.target)), _VIEW_MODULES)
-        if shares and node.all_input_nodes:
-            used = node.all_input_nodes[0]
-            family[node] = family.get(used, used)
-    return family
-
-
-def _last_uses(nodes: Sequence[fx.Node], kept: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each step, the values that no later step needs. Values in `kept` are left out."""
-    last = {used: node for node in nodes for used in node.all_input_nodes}
-    release: dict[fx.Node, list[fx.Node]] = {}
-    for used, user in last.items():
-        if used not in kept:
-            release.setdefault(user, []).append(used)
-    return release
-
-
-def _nodes_in(structure: Any) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    fx.node.map_arg(structure, lambda node: found.add(node))
-    return found
+    return bool(reads(True) & writes(False)) or bool(writes(True) & reads(False))

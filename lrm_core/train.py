@@ -81,7 +81,7 @@ class BackboneTraining(Config):
         connections: None means the default connections of the backbone.
         classes: a JSON file with the table of classes, or `imagenet` for the 1,000 names of torchvision; None means the
             data set's own names.
-        rule: see `LRM`; `add` makes a control.
+        rule: see `LRM`; `add` makes a control. None means that of the backbone's entry in the registry.
         feedback_rate: learning rate of the feedback paths, as a multiple of the backbone's.
         template_scale: see `start_at_classifier`.
         checkpoint_minutes: time between two checkpoints.
@@ -98,7 +98,7 @@ class BackboneTraining(Config):
     stages: list[StageConfig]
     optimizer: Literal["sgd", "adamw"] = "sgd"
     weight_decay: float = 5e-4
-    rule: Rule = "multiply"
+    rule: Rule | None = None
     feedback_rate: float = 1.0
     template_scale: float = 6.0
     batch_size: Count = 128

@@ -166,7 +166,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LR
     holder = nn.ModuleDict({BACKBONE[:-1]: backbone})  # it has its weights before its steps are read
     lacking, unknown = _give(holder, {k: v for k, v in tensors.items() if _is_backbone(k)}, path, card)
 
-    def path_of(source: tuple[int, ...], destination: tuple[int, ...]) -> nn.Module:
+    def path_of(source: Any, destination: Any) -> nn.Module:
         with no_random_start():
             return entry.feedback(source, destination)
 
@@ -182,9 +182,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[LR
 
 
 def _written(connection: Connection) -> dict[str, Any]:
-    """A connection as a card keeps it; `anywhere` only where it was asked for."""
-    names = {"source": connection.source, "destination": connection.destination}
-    return {**names, "anywhere": True} if connection.anywhere else names
+    """A connection as a card keeps it: its two names, and what else was asked for."""
+    plain = Connection(connection.source, connection.destination)
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in vars(connection).items()
+        if key in ("source", "destination") or value != getattr(plain, key)
+    }
 
 
 def _give(

@@ -1,24 +1,44 @@
-"""Operations in place: which steps write to what they are given, and how what is kept is spared.
+"""Operations in place: which steps write to what they are given, which values may share memory, and how to write apart.
 
-Unusual: whether two values share memory is asked of the values themselves, in each run. So views need no list of
-operations, and nothing is copied unless a step is about to write to memory that is kept.
+Unusual: whatever is not known to fill memory of its own may share that of what it reads, and whatever is unknown may
+write. So a mistake costs a copy and never a wrong number.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from lrm_core.graph import filled, passed
+from lrm_core.graph import passed
 
 _OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 _SAME_WITHOUT = ("relu_", "sigmoid_", "tanh_", "clamp_")  # methods that differ from those without _ in nothing else
 _KNOWN = ("torch", "_operator", "builtins", "math")  # packages whose functions say by their name that they write
+
+# What fills memory of its own, unless it works in place.
+_OWN_MODULES = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Bilinear,
+    nn.Embedding, nn.MultiheadAttention, nn.LocalResponseNorm, nn.Softmax, nn.LogSoftmax, nn.Tanh, nn.Sigmoid,
+    nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.ReLU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.LeakyReLU, nn.PReLU,
+    nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
+)  # fmt: skip
+_OWN_NAMES = frozenset((
+    "add", "sub", "rsub", "mul", "truediv", "div", "floordiv", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs",
+    "matmul", "mm", "bmm", "addmm", "baddbmm", "linear", "conv1d", "conv2d", "conv3d", "cat", "concat", "stack",
+    "relu", "relu6", "gelu", "silu", "mish", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "celu",
+    "selu", "prelu", "sigmoid", "tanh", "softplus", "softmax", "log_softmax", "clamp", "clip", "mean", "sum", "amax",
+    "amin", "var", "std", "norm", "layer_norm", "group_norm", "batch_norm", "normalize", "max_pool2d", "avg_pool2d",
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "scaled_dot_product_attention",
+    "clone", "roll", "eq", "ne", "lt", "le", "gt", "ge", "size", "dim", "numel", "stride", "len",
+    "is_floating_point", "zeros_like", "ones_like", "rand_like", "randn_like",
+))  # fmt: skip
+_NUMBERS = ("shape", "dtype", "device", "ndim")  # attributes that hold no memory
 
 
 def may_write(node: fx.Node, backbone: nn.Module) -> bool:
@@ -34,13 +54,39 @@ def may_write(node: fx.Node, backbone: nn.Module) -> bool:
     name = getattr(target, "__name__", "")
     if target in _OPERATORS or "out" in node.kwargs or (name.endswith("_") and not name.endswith("__")):
         return True
-    if (getattr(target, "__module__", None) or "torch").partition(".")[0] not in _KNOWN:
+    return not _is_known(target) or _in_place_argument(target, node.args, node.kwargs)
+
+
+def written(node: fx.Node, backbone: nn.Module) -> Sequence[fx.Node]:
+    """The values that a step that may write may write to: the first argument, or any if the step is unknown."""
+    target: Any = node.target
+    known = _is_torchs(backbone.get_submodule(target)) if node.op == "call_module" else True
+    known = known and (node.op != "call_function" or _is_known(target)) and "out" not in node.kwargs
+    if known and node.args and isinstance(node.args[0], fx.Node):
+        return (node.args[0],)
+    return node.all_input_nodes
+
+
+def may_share(node: fx.Node, backbone: nn.Module) -> bool:
+    """Whether what a step returns may lie in memory that it was given."""
+    target: Any = node.target
+    if node.op == "get_attr" or may_write(node, backbone):
         return True
-    return _in_place_argument(target, node.args, node.kwargs)
+    if node.op == "call_module":
+        return not isinstance(backbone.get_submodule(target), _OWN_MODULES)
+    if node.op == "call_method":
+        return target not in _OWN_NAMES
+    if target is getattr:
+        return node.args[1] not in _NUMBERS
+    return getattr(target, "__name__", "") not in _OWN_NAMES
 
 
 def _is_torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
+
+
+def _is_known(function: Any) -> bool:
+    return (getattr(function, "__module__", None) or "torch").partition(".")[0] in _KNOWN
 
 
 def _in_place_argument(function: Any, args: Any, kwargs: Any) -> bool:
@@ -48,6 +94,49 @@ def _in_place_argument(function: Any, args: Any, kwargs: Any) -> bool:
         return bool(signature(function).bind(*args, **kwargs).arguments.get("inplace", False))
     except (TypeError, ValueError):  # a function in C; none of them has this argument
         return False
+
+
+def out_of_place(node: fx.Node, backbone: nn.Module) -> tuple[str, Any, Any, Any] | None:
+    """A step that writes, without writing: (kind, target, args, kwargs), as in torch.fx; None if there is no such form.
+
+    The kind `apart` is the function of that name. Dropout is left out: its forms may draw other numbers.
+    """
+    target: Any = node.target
+    if node.op == "call_module":
+        module = backbone.get_submodule(target)
+        whole = _is_torchs(module) and not hasattr(module, "p")
+        return ("apart", target, node.args, node.kwargs) if whole else None
+    if node.op == "call_method" and target in _SAME_WITHOUT:
+        return node.op, target[:-1], node.args, node.kwargs
+    if node.op != "call_function" or not _is_known(target) or "dropout" in target.__name__:
+        return None
+    if not _in_place_argument(target, node.args, node.kwargs):
+        return None
+    bound = signature(target).bind(*node.args, **node.kwargs)
+    bound.arguments["inplace"] = False
+    return node.op, target, bound.args, bound.kwargs
+
+
+def apart(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What a module gives that works in place, without writing to what it is given."""
+    if torch.compiler.is_compiling():  # a compiler makes no copy of it
+        return module(args[0].clone(), *args[1:], **kwargs)
+    other = object.__new__(type(module))
+    other.__dict__.update(module.__dict__, inplace=False)
+    return other(*args, **kwargs)
+
+
+def copied(value: Any) -> Any:
+    """A copy of a value's tensors."""
+    return _mapped(value, Tensor.clone)
+
+
+def together(*values: Any) -> list[Any]:
+    """The values with the memory of the first copied. All that lie in it share the copy."""
+    found = list(values)
+    for memory in memories(found[0]):
+        found = _copy(found, memory)
+    return found
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -64,57 +153,9 @@ def memories(value: Any) -> set[int]:
     return {each.untyped_storage()._cdata for each in tensors(value)}
 
 
-def spared(
-    node: fx.Node, backbone: nn.Module, values: dict[fx.Node, Any], kept: set[int], released: list[fx.Node]
-) -> Callable[[], Any] | None:
-    """Prepare a step that may write, so that memory in `kept` is not overwritten.
-
-    Args:
-        values: of the steps before. Those that share the memory of a value that is written get copies that share memory
-            with each other.
-        released: steps that no later step reads.
-
-    Returns:
-        The step out of place, where this means the same and needs no copy; otherwise None.
-    """
-    for used in node.all_input_nodes:
-        if used.op == "get_attr" and not str(used.target).startswith("_tensor_constant"):
-            continue  # a network may write to its own buffers
-        written = kept & memories(values[used])
-        if not written:
-            continue
-        alone = not any(written & memories(value) for other, value in values.items() if other is not used)
-        form = _out_of_place(node, backbone, values) if alone and used in released and used in node.args[:1] else None
-        if form is not None:
-            return form
-        for memory in written:
-            _copy(values, memory)
-    return None
-
-
-def _out_of_place(node: fx.Node, backbone: nn.Module, values: dict[fx.Node, Any]) -> Callable[[], Any] | None:
-    """The same step without writing. Dropout is left out: its forms may draw other numbers."""
-    target: Any = node.target
-    args, kwargs = filled(node.args, values), filled(node.kwargs, values)
-    if node.op == "call_module":
-        module = backbone.get_submodule(target)
-        if not _is_torchs(module) or hasattr(module, "p"):
-            return None
-        other = object.__new__(type(module))
-        other.__dict__.update(module.__dict__, inplace=False)
-        return lambda: other(*args, **kwargs)
-    if node.op == "call_method" and target in _SAME_WITHOUT:
-        return lambda: getattr(args[0], target[:-1])(*args[1:], **kwargs)
-    if node.op == "call_function" and "dropout" not in target.__name__ and _in_place_argument(target, args, kwargs):
-        bound = signature(target).bind(*args, **kwargs)
-        bound.arguments["inplace"] = False
-        return lambda: target(*bound.args, **bound.kwargs)
-    return None
-
-
-def _copy(values: dict[fx.Node, Any], memory: int) -> None:
+def _copy(values: list[Any], memory: int) -> list[Any]:
     """Give copies to all values of that memory. They share the memory of one copy, as before."""
-    found = [each for value in values.values() for each in tensors(value) if memories(each) == {memory}]
+    found = [each for value in values for each in tensors(value) if memories(each) == {memory}]
     layouts = {_layout(each) for each in found}
     if len(layouts) == 1:
         copy = found[0].clone()
@@ -124,8 +165,11 @@ def _copy(values: dict[fx.Node, Any], memory: int) -> None:
         size = largest.untyped_storage().nbytes() // largest.element_size()
         copy = torch.as_strided(largest, (size,), (1,), 0).clone()
         copies = {each: torch.as_strided(copy, *each) for each in layouts}
-    for node, value in values.items():
-        values[node] = _mapped(value, lambda each: copies[_layout(each)] if memories(each) == {memory} else each)
+
+    def exchanged(each: Tensor) -> Tensor:
+        return copies[_layout(each)] if memories(each) == {memory} else each
+
+    return [_mapped(value, exchanged) for value in values]
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ ONE_OF_EACH = [
     "mini", "alexnet", "efficientnet_lite0", "vgg11", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
     "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf",
     "regnet_y_400mf", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "inception_v3",
+    "convnext_tiny", "swin_t", "swin_v2_t", "vit_b_32",
 ]  # fmt: skip
 
 
@@ -52,4 +53,19 @@ def test_a_goal_for_the_output_of_a_registered_network_changes_the_second_pass(n
         first, second = model.rollout(images)
         assert torch.equal(first, model.backbone(images))
     assert first.shape == (1, 7)
+    assert not torch.equal(first, second)
+
+
+def test_a_transformer_of_the_registry_knows_its_tokens_and_a_goal_changes_the_second_pass():
+    entry = BACKBONES["vit_b_32"]
+    torch.manual_seed(0)
+    net = entry.build(num_classes=7, image_size=64)
+    torch.nn.init.normal_(net.heads.head.weight, std=0.1)  # torchvision starts it at zero
+    model = LRM(net, entry.connections, 64, feedback=entry.feedback, rule=entry.rule).eval()
+    assert model.layouts["encoder"].text == "1+2x2 c"
+    assert model.destinations["encoder.layers.encoder_layer_11"] == "encoder.layers.encoder_layer_11.mlp.0"
+    for path in model.paths.values():
+        torch.nn.init.normal_(path.projection.weight, std=0.1)
+    with torch.no_grad():
+        first, second = model.rollout(torch.randn(1, 3, 64, 64))
     assert not torch.equal(first, second)

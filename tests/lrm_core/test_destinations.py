@@ -70,7 +70,22 @@ def trained(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("activation", RECTIFIERS)
+class QuickGELU(nn.Module):
+    """As OpenCLIP and OpenAI's CLIP write it."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+def test_the_gates_of_clip_and_of_hugging_face_are_known_by_name():
+    from open_clip.transformer import QuickGELU as OpenClips
+    from transformers.activations import QuickGELUActivation
+
+    for activation in (OpenClips, QuickGELUActivation):
+        test_an_accepted_activation_raises_no_unit_above_zero_by_a_factor_of_at_least_zero(activation)
+
+
+@pytest.mark.parametrize("activation", [*RECTIFIERS, QuickGELU])
 def test_an_accepted_activation_raises_no_unit_above_zero_by_a_factor_of_at_least_zero(activation):
     act = activation().eval()
     x = torch.linspace(-20, 0, 2001)
@@ -219,7 +234,7 @@ def test_any_step_is_a_destination_if_that_is_said(hooked, request):
         _, state = model.step(stem)
         before, after = (model.inspect(stem, each, (), ["stage1.3"])[1]["stage1.3"] for each in (None, state))
         factor = model.paths["head->stage1_3"](state.activations["head"], before)
-    torch.testing.assert_close(after, before * (1 + factor))
+    torch.testing.assert_close(after, before * (1 + factor).clamp(min=0))
 
 
 def test_anywhere_takes_the_exact_step():

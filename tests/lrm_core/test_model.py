@@ -95,7 +95,7 @@ def test_what_is_absent_stays_absent(model):
 
 def test_an_adding_model_adds_the_same_factor_and_a_multiplying_one_scales_by_it(images):
     torch.manual_seed(0)
-    multiplying = LRM(toy(), CONNECTIONS, 16).eval()
+    multiplying = LRM(toy(), CONNECTIONS, 16, rule="multiply").eval()
     for path in multiplying.paths.values():
         nn.init.normal_(path.projection.weight)
     adding = LRM(multiplying.backbone, CONNECTIONS, 16, rule="add").eval()

@@ -344,7 +344,7 @@ def test_a_run_that_adds_says_so_on_its_card_and_adds_when_loaded(images, tmp_pa
     x = torch.rand(3, 3, 16, 16)
     multiplying, _ = build("narrow", 5)
     multiplying.load_state_dict(adding.state_dict())
-    assert multiplying.rule == "multiply"
+    assert multiplying.rule == "rectify"  # that of the registry
     with torch.no_grad():
         assert not torch.allclose(adding.rollout(x, 2)[-1], multiplying.eval().rollout(x, 2)[-1])
         assert torch.equal(adding.rollout(x, 2)[0], multiplying.rollout(x, 2)[0])
