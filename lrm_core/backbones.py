@@ -17,6 +17,7 @@ from lrm_core.efficientnet import EfficientNetLite
 from lrm_core.feedback import Connection, Feedback
 from lrm_core.matched import MatchedFeedback
 from lrm_core.model import Rule
+from lrm_core.vit import MiniViT
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -270,6 +271,15 @@ BACKBONES: dict[str, BackboneEntry] = {
         Preprocessing(96),
         features="value",
         templates="attend",
+    ),
+    "mini_vit": BackboneEntry(
+        MiniViT,
+        _connections(
+            *((source, f"blocks.{block}.expand") for source, block in (("fc", 5), ("fc", 4), ("fc", 3), ("norm", 2)))
+        ),
+        "fc",
+        Preprocessing(64),
+        feedback=MatchedFeedback,
     ),
     "alexnet": BackboneEntry(
         _torchvision("alexnet"),

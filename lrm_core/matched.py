@@ -104,7 +104,8 @@ def _at_each_place(value: Tensor, weight: Tensor, axis: int) -> Tensor:
 def start_codes(classifier: nn.Linear, paths: Iterable[nn.Module], scale: float = CODE_SCALE) -> None:
     """Start the codes of goals at the classifier's singular vectors, so that classes that look alike have like codes.
 
-    Paths of other kinds, and paths that were trained to look for goals, stay as they are.
+    Paths of other kinds, and paths that were trained to look for goals, stay as they are. Where there are fewer classes
+    than numbers in a code, the other numbers start at random.
 
     Args:
         paths: paths from the classifier's output.
@@ -122,4 +123,4 @@ def start_codes(classifier: nn.Linear, paths: Iterable[nn.Module], scale: float 
     for path in new:
         directions = left[:, : len(path.code.weight)] * values[: len(path.code.weight)].sqrt()
         codes = torch.tanh(path.norm(profiles)) @ directions
-        path.code.weight.copy_(scale * directions.T / codes.square().mean().sqrt())
+        path.code.weight[: directions.shape[1]].copy_(scale * directions.T / codes.square().mean().sqrt())

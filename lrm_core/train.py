@@ -66,10 +66,14 @@ class StageConfig(Config):
 
 
 class ConnectionConfig(Config):
-    """A feedback connection, between two named steps of the backbone."""
+    """A feedback connection, between two named steps of the backbone; see `Connection`."""
 
     source: str
     destination: str
+    anywhere: bool = False
+    channels: tuple[int, int] | Literal["values"] | None = None
+    source_layout: str | None = None
+    destination_layout: str | None = None
 
 
 class BackboneTraining(Config):

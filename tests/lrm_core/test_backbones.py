@@ -11,7 +11,7 @@ ONE_OF_EACH = [
     "mini", "alexnet", "efficientnet_lite0", "vgg11", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
     "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf",
     "regnet_y_400mf", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1", "googlenet", "inception_v3",
-    "convnext_tiny", "swin_t", "swin_v2_t", "vit_b_32",
+    "convnext_tiny", "swin_t", "swin_v2_t", "vit_b_32", "mini_vit",
 ]  # fmt: skip
 
 
