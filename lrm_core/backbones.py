@@ -5,6 +5,7 @@ Those of AlexNet are the connections of the published model LRM3 (Konkle & Alvar
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -316,7 +317,9 @@ BACKBONES: dict[str, BackboneEntry] = {
 
 
 def find_backbone(name: str) -> BackboneEntry:
-    """The entry of that name. Raises ValueError with the choices if there is none."""
+    """The entry of that name. Raises ValueError with the nearest names, or with all, if there is none."""
     if name not in BACKBONES:
-        raise ValueError(f"backbone: no backbone {name!r}; choices: {', '.join(BACKBONES)}")
+        near = difflib.get_close_matches(name, BACKBONES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choices: {', '.join(BACKBONES)}"
+        raise ValueError(f"backbone: no backbone {name!r}; {hint}")
     return BACKBONES[name]

@@ -169,9 +169,13 @@ def test_published_weights_of_torchvision_load_strictly():
     assert all(torch.equal(kept[key], value) for key, value in published.items())
 
 
-def test_an_unknown_backbone_is_answered_with_the_choices():
-    with pytest.raises(ValueError, match="no backbone 'lenet'; choices: mini, alexnet, efficientnet_lite0, resnet18"):
-        find_backbone("lenet")
+def test_an_unknown_backbone_is_answered_with_the_nearest_or_with_all_choices():
+    with pytest.raises(ValueError, match="no backbone 'resnet19'; did you mean resnet18 or "):
+        find_backbone("resnet19")
+    with pytest.raises(
+        ValueError, match="no backbone 'qqq'; choices: mini, mini_vit, alexnet, efficientnet_lite0, resnet18"
+    ):
+        find_backbone("qqq")
 
 
 class TwoInputs(nn.Module):
