@@ -4,6 +4,7 @@ The mini model, trained and small, is the default of all tests, whatever users g
 ask for `shipped_default` or `shipped_steerer`.
 """
 
+import io
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never downloads
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from steering import Steerer
@@ -34,6 +37,37 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared, which only developers and CI have")
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_colours() -> "Callable[[Path, int, int], None]":
+    """Writes a data set of five colours with noise, to train on: (folder, side in pixels, number to validate)."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    colours = {
+        "red": (220, 30, 30),
+        "green": (30, 220, 30),
+        "blue": (30, 30, 220),
+        "black": (20, 20, 20),
+        "white": (240, 240, 240),
+    }
+
+    def encoded(label: int, seed: int, side: int) -> dict[str, object]:
+        pixels = np.random.default_rng(seed).normal(list(colours.values())[label], 25, (side, side, 3))
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    def write(folder: Path, side: int, validate: int) -> None:
+        for part, count in (("train", 165), ("valid", validate)):
+            rows = {"image": [encoded(i % 5, i, side) for i in range(count)], "label": [i % 5 for i in range(count)]}
+            datasets.Dataset.from_dict(rows).to_parquet(folder / f"{part}-00000-of-00001.parquet")
+        classes = [{"name": name, "is_a": ["colour"] if name in ("red", "green", "blue") else []} for name in colours]
+        (folder / "classes.json").write_text(json.dumps(classes))
+
+    return write
 
 
 @pytest.fixture(scope="session")

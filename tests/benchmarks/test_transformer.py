@@ -1,14 +1,10 @@
 """A vision transformer learns to see and to look by the ordinary command, and the benchmark compares two of them."""
 
-import io
 import json
 import sys
 
-import datasets
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks import transformer
 from lrm_base.card import load_card
@@ -16,28 +12,15 @@ from lrm_core import Connection
 from lrm_core.train import BackboneTraining, train
 from lrm_core.weights import build, save_model
 
-COLOURS = ((220, 30, 30), (30, 220, 30), (30, 30, 220), (20, 20, 20), (240, 240, 240))
 STAGE = {"epochs": 1, "size": 32, "passes": 2, "learning_rate": [1e-3, 1e-3], "goals": {}}
 ADDED = [{"source": "fc", "destination": "blocks.4", "anywhere": True}]
 VALUES = [{"source": "fc", "destination": "blocks.5.qkv", "anywhere": True, "channels": "values"}]
 
 
-def encoded(label, seed):
-    pixels = np.random.default_rng(seed).normal(COLOURS[label], 25, (32, 32, 3)).clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, write_colours):
     folder = tmp_path_factory.mktemp("colours")
-    for part, count in (("train", 165), ("valid", 60)):
-        rows = {"image": [encoded(i % 5, i) for i in range(count)], "label": [i % 5 for i in range(count)]}
-        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{part}-00000-of-00001.parquet")
-    (folder / "classes.json").write_text(
-        json.dumps([{"name": name} for name in ["red", "green", "blue", "black", "white"]])
-    )
+    write_colours(folder, 32, 60)
     return folder
 
 

@@ -2,13 +2,10 @@
 
 import dataclasses
 import functools
-import io
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import lrm_core.train
@@ -29,13 +26,7 @@ from lrm_core.train import (
 )
 from lrm_core.weights import build, load_model, start_from
 
-COLOURS = {
-    "red": (220, 30, 30),
-    "green": (30, 220, 30),
-    "blue": (30, 30, 220),
-    "black": (20, 20, 20),
-    "white": (240,) * 3,
-}
+COLOURS = ("red", "green", "blue", "black", "white")  # of `write_colours`
 STEPS = 16  # four epochs of four batches
 
 
@@ -52,23 +43,10 @@ def narrow():
         yield
 
 
-def encoded(label, seed):
-    pixels = np.random.default_rng(seed).normal(list(COLOURS.values())[label], 25, (16, 16, 3))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    import datasets
-
+def images(tmp_path_factory, write_colours):
     folder = tmp_path_factory.mktemp("images")
-    for part, count in (("train", 165), ("valid", 20)):
-        rows = {"image": [encoded(i % 5, i) for i in range(count)], "label": [i % 5 for i in range(count)]}
-        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{part}-00000-of-00001.parquet")
-    classes = [{"name": name, "is_a": ["colour"] if name in ("red", "green", "blue") else []} for name in COLOURS]
-    (folder / "classes.json").write_text(json.dumps(classes))
+    write_colours(folder, 16, 20)
     return folder
 
 
