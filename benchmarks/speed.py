@@ -17,12 +17,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lrm_base.markers import around, replace_between
 from lrm_core import LRM, Connection, Steer
 from lrm_core.backbones import find_backbone
 
@@ -117,7 +117,10 @@ def main() -> None:
     parser.add_argument("--readme", metavar="FILE", help="write the table between the markers of this file")
     given = parser.parse_args()
     if given.readme:
-        between_markers(given.readme, "")  # fails now if there are none
+        try:
+            around(given.readme, BEGIN, END)
+        except ValueError as error:  # now, and not after everything was measured
+            raise SystemExit(f"--readme: {error}") from None
     torch.set_num_threads(given.threads)
     print(f"{given.size} px, {given.rounds} rounds, {given.threads} thread(s)")
     found: dict[str, dict[str, Any]] = {}
@@ -132,7 +135,7 @@ def main() -> None:
         with open(given.json, "w", encoding="utf-8") as file:
             json.dump({"size": given.size, "threads": given.threads, "rows": found}, file, indent=1)
     if given.readme:
-        between_markers(given.readme, table(found))
+        replace_between(given.readme, BEGIN, END, table(found))
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -143,16 +146,6 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         missed = ", **missed**" if round(row["processors"]["ratio"], 2) > row["bar"] else ""
         lines.append(f"| {name} | {clock} | {processors} | ≤ {row['bar']:.2f}{missed} |")
     return "\n".join(lines)
-
-
-def between_markers(path: str, text: str) -> None:
-    """Replace what stands between the markers of a Markdown file; an empty text only looks for them."""
-    before, begin, rest = Path(path).read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"--readme: {path}: expected the markers {BEGIN!r} and {END!r}")
-    if text:
-        Path(path).write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def _spread(ratios: Sequence[float]) -> str:

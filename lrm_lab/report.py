@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
+from lrm_base import markers
 from lrm_lab.part import Part
 from lrm_lab.parts import PARTS
 from lrm_lab.writing import Section, markdown_table
@@ -65,17 +66,13 @@ def _complete(tell: Callable[[dict[str, Any]], list[T]], part: Part, results: di
 
 def around(path: str | Path) -> tuple[str, str]:
     """What stands before and after the markers of a Markdown file. Raises ValueError if they are not there."""
-    before, begin, rest = Path(path).read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path}: expected the markers {BEGIN!r} and {END!r}")
-    return before, after
+    return markers.around(path, BEGIN, END)
 
 
 def rewrite(path: str | Path, results: dict[str, Any]) -> None:
     """Replace what stands between the markers of a Markdown file. Raises like `around` and `table`."""
-    before, after = around(path)
-    Path(path).write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    around(path)  # a file without markers is told first
+    markers.replace_between(path, BEGIN, END, table(results))
 
 
 def numbers_in(text: str) -> list[str]:
