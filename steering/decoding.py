@@ -2,7 +2,8 @@
 
 Unusual: only formats of photographs are opened, since EPS would start Ghostscript. The number of pixels is checked
 before any pixel is decoded. JPEG and JPEG 2000 can be decoded at a fraction of their size, and huge ones are. Pillow's
-warnings never reach the user, and its global switches are not touched. Colour profiles are not applied.
+warnings never reach the user, and its global switches are not touched. Colour profiles become sRGB (`colours.py`).
+HEIC, camera RAW and JPEG XL need packages that may not be there (`photos.py`).
 """
 
 import contextlib
@@ -16,13 +17,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from steering import mending, tones
+from steering import colours, mending, photos, tones
 from steering.errors import ImageError, UnavailableError, printable
 
 MAX_PIXELS = 100_000_000  # after shrinking
 MAX_SHRUNK = 1_000_000_000  # the largest picture that is shrunk, in pixels
-MAX_BUFFERED = 250_000_000  # of a progressive JPEG, whose decoder keeps 6 bytes for each pixel of the full size
+MAX_BUFFERED = 250_000_000  # of a progressive JPEG or a mosaic, whose decoder keeps all pixels of the full size
 COMMON = ("JPEG", "PNG")  # looked for first: to look for the others, Pillow imports the plugins of all formats
+ALBUMS = ("MPO", "HEIF")  # one photograph and its auxiliaries, as telephones write them
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 
 
@@ -50,7 +52,7 @@ class _TooLittle(Exception):
 
 def _read(source: str | bytes, label: str, share: float | None) -> Image.Image:
     """Read a file. Of a mended one `share` is how much is there, 0–1; NaN if the pixels must tell."""
-    image, note = _open(source)
+    image, note = _open(source, label)
     with image:
         if share is not None:
             there = mending.share_of_rows(image) if share != share else share
@@ -61,10 +63,18 @@ def _read(source: str | bytes, label: str, share: float | None) -> Image.Image:
                 f"lacks its last bytes: {f'the lower {missing} % is empty' if missing else 'less sharp than it was'}"
             )
             note = f"{note}; {lacking}" if note else lacking
-        return upright_rgb(image, label, note, lambda: _open(source)[0])
+        return upright_rgb(image, label, note, lambda: _open(source, label)[0])
 
 
-def _open(source: str | bytes) -> tuple[Image.Image, str | None]:
+def _open(source: str | bytes, label: str) -> tuple[Image.Image, str | None]:
+    """An opened image, and what is to be told of it."""
+    kind = photos.kind_of(source)
+    if kind is None:
+        return _open_common(source)
+    return photos.open_photo(kind, source, label, _open_common, most=MAX_PIXELS, most_developed=MAX_BUFFERED)
+
+
+def _open_common(source: str | bytes) -> tuple[Image.Image, str | None]:
     """An opened image, not read yet. A huge one will be shrunk if its format can; then a note tells it."""
 
     def stream() -> str | BytesIO:
@@ -138,7 +148,8 @@ def one_line_errors(label: str) -> Iterator[None]:
     except PermissionError:
         raise UnavailableError(f"{label}: may not be read (permission denied)") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{label}: is not an image of a kind that is read ({', '.join(FORMATS)})") from None
+        read = ", ".join((*FORMATS, *(kind.name for kind in photos.KINDS)))
+        raise ImageError(f"{label}: is not an image of a kind that is read ({read})") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{label}: more than the {MAX_PIXELS / 1e6:.0f} megapixels that are opened") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
@@ -156,7 +167,7 @@ def one_line(error: Exception) -> str:
 def upright_rgb(
     image: Image.Image, label: str, note: str | None = None, again: Callable[[], Image.Image] | None = None
 ) -> Image.Image:
-    """8-bit RGB, turned as its EXIF tag says, without transparency. Reads the pixels.
+    """8-bit sRGB, turned as its EXIF tag says, without transparency. Reads the pixels.
 
     Args:
         note: what is to be told of the image, beside what is found here.
@@ -190,6 +201,9 @@ def upright_rgb(
         except ValueError as error:
             raise ImageError(f"{label}: {error}") from None
         notes += [told] if told else []
+    if isinstance(profile := image.info.get("icc_profile"), bytes) and profile:
+        turned, told = colours.to_srgb(turned, profile)
+        notes += [told] if told else []
     if turned.has_transparency_data:
         rgba = turned.convert("RGBA")
         alpha = rgba.getchannel("A")
@@ -205,7 +219,7 @@ def upright_rgb(
 
 
 def _is_animated(image: Image.Image) -> bool:
-    try:  # an MPO is one photograph and its auxiliaries, as telephones write it
-        return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    try:
+        return bool(getattr(image, "is_animated", False)) and image.format not in ALBUMS
     except Exception:  # counting the frames of a damaged file; its first may still be whole
         return False

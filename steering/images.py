@@ -1,6 +1,7 @@
 """Image input: whatever a user names becomes one upright RGB photograph, or one clear line that says why not.
 
-`decoding.py` reads files, and `tones.py` brings deep pixels to 8 bits.
+`decoding.py` reads files, `photos.py` those of telephones and cameras; `tones.py` brings deep pixels to 8 bits, and
+`colours.py` colours to sRGB.
 """
 
 import glob
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lrm_base.frame import Frame
-from steering import tones
+from steering import photos, tones
 from steering.decoding import MAX_PIXELS as MAX_PIXELS
 from steering.decoding import decode, one_line, one_line_errors, upright_rgb
 from steering.errors import ImageError, printable
@@ -23,6 +24,7 @@ MAX_BYTES = 1_000_000_000  # the largest file that is read: eight bytes for each
 SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"),
     *(".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tif", ".tiff", ".webp"),
+    *photos.SUFFIXES,
 )
 SAMPLES = {"cat": "chelsea.png", "coffee": "coffee.png"}
 SAMPLES_FOLDER = Path(__file__).parent / "samples"  # their sources stand in its README.md
@@ -43,13 +45,16 @@ def image_name(image: Any) -> str:
 
 
 def open_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray) -> Image.Image:
-    """One upright RGB image, 8 bits a channel, at its full size. The result is a new object; `source` is not changed.
+    """One upright sRGB image, 8 bits a channel, at its full size. The result is a new object; `source` is not changed.
 
-    EXIF rotation is applied. 16 bits are scaled to 8: over the range that the file tells, over their full range, or as
+    The file's rotation and its colour profile (ICC) are applied. Of camera RAW the embedded preview is taken; without
+    one of use, the mosaic is developed at half its size. HEIC, camera RAW and JPEG XL need the packages of the extra
+    `photos`. 16 bits are scaled to 8: over the range that the file tells, over their full range, or as
     10, 12 or 14 bits where all values lie that low. Transparency is put on white. A file with several frames gives its
     first frame, and a PIL image gives the frame that it stands at. A JPEG or JPEG 2000 file of more than 100 megapixels
     is shrunk while it is decoded. Of a JPEG or PNG file that lacks its last bytes, what is there is taken if that is
-    more than half. `.info["note"]` tells of each of these, except of EXIF and of ranges that the file tells.
+    more than half. `.info["note"]` tells of each of these, except of rotation, of profiles and ranges that the file
+    tells, and of previews. It also tells of a profile that was ignored.
 
     Args:
         source: one of these:
@@ -61,7 +66,8 @@ def open_image(source: str | os.PathLike | bytes | Image.Image | np.ndarray) -> 
 
     Raises:
         ImageError: the file is missing, not a regular file, empty, damaged or not an image; it has more than 100
-            megapixels and cannot be shrunk; there is no such sample; or `source` is something else.
+            megapixels and cannot be shrunk; it needs a package that is not installed; there is no such sample; or
+            `source` is something else.
     """
     if isinstance(source, np.ndarray):
         picture, note = _from_array(source)
@@ -100,9 +106,11 @@ def read_file(name: str | os.PathLike) -> bytes:
 
 
 def framed(picture: Image.Image, frame: Frame) -> Image.Image:
-    """The whole picture in the shape in which a network looks at it."""
-    rows, columns = frame.shape(*picture.size)
-    return picture.resize((columns, rows), Image.Resampling.BILINEAR)
+    """The picture in the shape in which a network looks at it: the whole of it, unless the frame crops."""
+    rows, columns = frame.scaled(*picture.size)
+    how = Image.Resampling.BICUBIC if frame.bicubic else Image.Resampling.BILINEAR
+    seen = picture.resize((columns, rows), how)
+    return seen.crop(frame.window(*picture.size)) if frame.crops else seen
 
 
 def expand(patterns: Iterable[str | os.PathLike]) -> list[str]:

@@ -11,11 +11,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image
 
+from steering import photos
 from steering.errors import ImageError, printable
 from steering.images import SUFFIXES
 from steering.search.selection import Selection, suffix_of
@@ -76,7 +78,8 @@ def scan(paths: Iterable[str | os.PathLike], selection: Selection | None = None)
     """The files that are given, and the image files below given folders. Each comes once, in a fixed order.
 
     Links to folders are not followed. A folder that cannot be listed comes as `Unreadable`, so that the images that
-    were indexed below it are not taken for deleted. A folder that is named like an image comes as `Unreadable`, too.
+    were indexed below it are not taken for deleted. A folder that is named like an image comes as `Unreadable`, too. So
+    does a file that needs a package which is not installed (`photos.py`); it is not read.
 
     Args:
         paths: files and folders.
@@ -172,6 +175,9 @@ def _stat(path: str) -> Entry | Unreadable:
     modified = min(max(status.st_mtime_ns, -LATEST), LATEST)  # some clocks say 2300
     if not stat.S_ISREG(status.st_mode):
         return Unreadable(name, 0, modified, "is not a regular file")
+    with suppress(OSError):  # told when the file is read
+        if (reason := photos.lacks(path)) is not None:
+            return Unreadable(name, status.st_size, modified, reason, passing=True)
     return Entry(name, status.st_size, modified, path)
 
 

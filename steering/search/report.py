@@ -20,7 +20,7 @@ class Report:
         unlisted: folders that could not be listed, and why. What was indexed below them was kept.
         kept: folders that are empty now, with the number of their images in the gallery. These were kept, too.
         forgotten: folders that are empty or gone, with the number of their images that `prune` removed.
-        passed_over: number of files of kinds that are not read, by suffix (`.heic`).
+        passed_over: number of files of kinds that are not read, by suffix (`.mov`).
         left_out: number of files and folders that were left out for their names, by what they are.
         excluded: number of files and folders that each pattern of `exclude` left out.
         linked: linked folders, which were not followed.

@@ -20,14 +20,7 @@ _LEFT_OUT = frozenset(name.lower() for name in LEFT_OUT)
 
 _UNREAD = {
     "convert them to JPEG, for example with: magick mogrify -format jpg *{suffix}": (
-        *(".heic", ".heif", ".hif", ".tga", ".exr", ".hdr", ".dds", ".icns", ".j2k", ".j2c", ".jpx", ".jpf", ".wmf"),
-        *(".emf", ".djvu"),
-    ),
-    "convert them to JPEG, for example with: djxl FILE{suffix} FILE.jpg": (".jxl",),
-    "develop them to JPEG, for example with: darktable-cli FILE{suffix} FILE.jpg": (
-        *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef"),
-        *(".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw"),
-        ".x3f",
+        *(".tga", ".exr", ".hdr", ".dds", ".icns", ".j2k", ".j2c", ".jpx", ".jpf", ".wmf", ".emf", ".djvu"),
     ),
     "export them as JPEG or PNG, for example with: magick FILE{suffix}[0] FILE.png": (".psd", ".psb", ".xcf", ".kra"),
     "draw them as PNG, for example with: rsvg-convert FILE{suffix} -o FILE.png": (".svg", ".svgz"),
@@ -38,7 +31,7 @@ _UNREAD = {
         *(".vob", ".webm", ".wmv"),
     ),
 }
-# What to do with files of kinds that are not read, by suffix. A kind that is read now may still stand here.
+# What to do with files of kinds that are not read, by suffix.
 UNREAD = {suffix: advice for advice, suffixes in _UNREAD.items() for suffix in suffixes}
 
 
