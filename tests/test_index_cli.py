@@ -74,7 +74,7 @@ def test_prune_without_a_gallery_is_an_error_like_any_misspelt_folder(tmp_path: 
 
 
 def test_what_is_not_indexed_is_told_by_its_kind(photos: Path, tmp_path: Path, capsys):
-    for name in ("a.HEIC", "b.heic", "c.CR2", "d.txt", "._e.jpg"):
+    for name in ("a.TGA", "b.tga", "c.PSD", "d.txt", "._e.jpg"):
         (photos / name).write_bytes(b"x")
     (photos / "@eaDir").mkdir()
     shutil.copy(photos / "cat.png", photos / "@eaDir")
@@ -84,8 +84,8 @@ def test_what_is_not_indexed_is_told_by_its_kind(photos: Path, tmp_path: Path, c
     out, err = capsys.readouterr()
     assert "3 images (3 new" in out
     for line in (
-        ".heic: 2 files are not read; convert them to JPEG, for example with: magick mogrify -format jpg *.heic",
-        ".cr2: 1 file is not read; develop them to JPEG, for example with: darktable-cli FILE.cr2 FILE.jpg",
+        ".tga: 2 files are not read; convert them to JPEG, for example with: magick mogrify -format jpg *.tga",
+        ".psd: 1 file is not read; export them as JPEG or PNG, for example with: magick FILE.psd[0] FILE.png",
         "left out: 1 × @eaDir (--include-all takes them)",
         "--exclude '*.jpg' left out 2 files and folders",  # the AppleDouble file, too
         "--exclude '*.gif' matched nothing",
@@ -95,7 +95,7 @@ def test_what_is_not_indexed_is_told_by_its_kind(photos: Path, tmp_path: Path, c
     assert ".txt" not in err
     assert index(photos, "--json", "--include-all") == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["passed_over"], report["linked"]) == ({".heic": 2, ".cr2": 1}, [f"{photos}/link"])
+    assert (report["passed_over"], report["linked"]) == ({".tga": 2, ".psd": 1}, [f"{photos}/link"])
     assert (report["left_out"], report["new"]) == ({}, 2)
     assert [Path(item["path"]).name for item in report["skipped"]] == ["._e.jpg"]
 
@@ -126,11 +126,11 @@ def test_at_most_ten_notes_are_listed(tmp_path: Path, capsys):
 def test_nothing_indexed_is_exit_code_1_with_what_is_read(tmp_path: Path, photos: Path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
-    (empty / "a.heic").write_bytes(b"x")
+    (empty / "a.tga").write_bytes(b"x")
     assert index(empty) == 1
     out, err = capsys.readouterr()
     assert "0 images" in out
-    assert ".heic: 1 file is not read" in err
+    assert ".tga: 1 file is not read" in err
     assert "steer: nothing was indexed; files that are read end with .avif" in err
     assert index(empty, "--json", "--quiet") == 1
     assert json.loads(capsys.readouterr().out)["found"] == 0

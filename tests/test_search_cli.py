@@ -1,11 +1,16 @@
 """`steer index` and `steer search` as a user types them, against the embedded model."""
 
+import csv
+import hashlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -227,6 +232,172 @@ def test_filters_terms_and_images_are_taken(home: Path, capsys):
     assert Path(answer["hits"][0]["path"]).name == "cat.jpg"
 
 
+def found(capsys: pytest.CaptureFixture[str], *arguments: str | os.PathLike) -> dict:
+    """The JSON of a search for a coffee, all of it, with the names of the files relative to the photos."""
+    capsys.readouterr()
+    assert steer("search", "a coffee", "--json", "--top", "50", *arguments) in (0, 1)
+    return json.loads(capsys.readouterr().out)
+
+
+def names(answer: dict) -> set[str]:
+    return {Path(hit["path"]).name for hit in answer["hits"]}
+
+
+def test_a_folder_is_searched_alone(home: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    photos = home / "photos"
+    assert names(found(capsys, "--folder", photos)) == {"cat.jpg", "coffee.png", "both.webp"}
+    for folder in (photos / "2024", f"{photos}/2024/", f"{photos}/../photos/2024//"):
+        answer = found(capsys, "--folder", folder)
+        assert (answer["images"], names(answer)) == (1, {"coffee.png"})
+    monkeypatch.chdir(photos)
+    assert names(found(capsys, "--folder", "2024")) == {"coffee.png"}
+    assert names(found(capsys, "--folder", "..", "--where", "width < 600")) == {"cat.jpg"}
+    assert names(found(capsys, "--folder", "2024", "--folder", ".", "--where", "width > 500 OR width < 3")) == {
+        "coffee.png",
+        "both.webp",
+    }
+    assert names(found(capsys, "--folder", ".", "--where", "width > 500 -- all but the cat")) == {
+        "coffee.png",
+        "both.webp",
+    }
+    assert steer("search", "--query-image", "cat.jpg", "--folder", "2024", "--json") in (0, 1)
+    assert names(json.loads(capsys.readouterr().out)) == {"coffee.png"}
+
+
+@pytest.mark.parametrize("missing", ["elsewhere", "photos/20", "photos/cat.jpg", "photos/2024/coffee.png/"])
+def test_a_folder_without_an_image_of_the_gallery_is_wrong_usage(missing: str, home: Path, capsys):
+    assert steer("search", "a coffee", "--folder", home / "photos", "--folder", f"{home}/{missing}") == 2
+    out, err = capsys.readouterr()
+    path = os.path.abspath(f"{home}/{missing}")
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        f"steer search: error: --folder: got '{home}/{missing}', expected a folder that holds images of the gallery; "
+        f"none lies below {path}, and all of its files lie below {home}/photos"
+    )
+
+
+STRANGE_NAMES = ["o'k", "50%", "a_b", "axb", 'x"y', "ünï", "a\\b", "sp ace", "*", "\x1b[1m", "\udcff"]
+
+
+def test_the_names_of_folders_are_taken_as_they_are(tmp_path: Path, capsys):
+    photos = tmp_path / "photos"
+    picture = tmp_path / "cat.png"
+    open_image("sample:cat").save(picture)
+    for name in STRANGE_NAMES:
+        (photos / name / "in").mkdir(parents=True)
+        (photos / f"{name}2").mkdir()
+        shutil.copy(picture, photos / name / "in" / "cat.png")
+        shutil.copy(picture, photos / f"{name}2" / "cat.png")
+    assert steer("index", photos, "--gallery", tmp_path / "g", "--workers", "0", "--quiet") == 0
+    for name in STRANGE_NAMES:
+        answer = found(capsys, "--gallery", tmp_path / "g", "--rerank", "0", "--all", "--folder", photos / name)
+        assert [hit["path"] for hit in answer["hits"]] == [str(photos / name / "in" / "cat.png")]
+
+
+def test_the_answer_for_a_folder_is_that_of_a_gallery_of_its_own(tmp_path: Path, capsys):
+    """The images that are drawn at random come from the folder, too."""
+    photos = tmp_path / "photos"
+    for folder, sample in (("cats", "cat"), ("cups", "coffee")):
+        (photos / folder).mkdir(parents=True)
+        picture = open_image(f"sample:{sample}")
+        for number in range(12):
+            picture.crop((number * 12, 0, number * 12 + 200, 280)).save(photos / folder / f"{number}.png")
+    assert steer("index", photos, "--gallery", tmp_path / "g", "--workers", "0", "--quiet") == 0
+    assert steer("index", photos / "cats", "--gallery", tmp_path / "cats", "--workers", "0", "--quiet") == 0
+    few = ("--rerank", "2", "--all")  # two of the nearest, and some that are drawn
+    inside = found(capsys, "--gallery", tmp_path / "g", "--folder", photos / "cats", *few)
+    alone, everywhere = (found(capsys, "--gallery", tmp_path / name, *few) for name in ("cats", "g"))
+    assert 2 < inside["looked_at"] < inside["images"] == 12
+    assert {Path(hit["path"]).parent.name for hit in inside["hits"]} == {"cats"}
+    for answer in (inside, alone):
+        answer.pop("seconds")
+    assert inside == alone
+    assert everywhere["images"] == 24
+    assert everywhere["prevalence"] != inside["prevalence"]
+
+
+@pytest.mark.parametrize(
+    "options", [("-0",), ("--paths", "-0"), ("--print0",), ("-0", "--paths"), ("--paths", "--print0")]
+)
+def test_a_zero_is_for_xargs(options: tuple[str, ...], home: Path, capfdbinary):
+    assert steer("search", *options, "a coffee", "--top", "2") == 0
+    paths = capfdbinary.readouterr().out.split(b"\0")
+    assert paths[0] == os.fsencode(home / "photos" / "2024" / "coffee.png")
+    assert (len(paths), paths[-1]) == (3, b"")
+
+
+def test_a_query_may_begin_with_a_weight_or_a_dash_beside_the_zero(capsys):
+    assert steer("search", "-1:a cat", "--json") in (0, 1)
+    assert json.loads(capsys.readouterr().out)["query"] == "-1:a cat"
+    assert steer("search", "-a cat", "-0", "--quiet") in (0, 1)
+
+
+def test_csv_has_the_numbers_of_json_and_the_facts_of_the_files(home: Path, capfdbinary):
+    assert steer("search", "a coffee", "--json", "--top", "2") == 0
+    hits = json.loads(capfdbinary.readouterr().out)["hits"]
+    assert steer("search", "a coffee", "--csv", "--top", "2") == 0
+    out, err = capfdbinary.readouterr()
+    assert (out.count(b"\r\n"), out.count(b"\n"), err) == (3, 3, b"")
+    header, *lines = out.decode().split("\r\n")
+    assert header == (
+        "path,rank,verdict,alone,probability,evidence,score,looked_at,width,height,sees,size,modified,sha256,copies,gone"
+    )
+    assert lines[-1] == ""
+    for row, hit in zip(csv.DictReader(io.StringIO(out.decode(), newline="")), hits, strict=True):
+        for key in ("rank", "alone", "probability", "evidence", "score", "width", "height"):
+            assert float(row[key]) == hit[key]
+        for key in ("path", "verdict", "sees"):
+            assert row[key] == hit[key]
+        assert (row["looked_at"], row["gone"], row["copies"]) == ("true", "false", "0")
+        content = Path(hit["path"]).read_bytes()
+        assert (int(row["size"]), row["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+        seconds = datetime.fromisoformat(row["modified"]).timestamp()
+        assert abs(seconds - os.stat(hit["path"]).st_mtime) < 2e-6
+
+
+def test_csv_quotes_what_needs_it_and_leaves_empty_what_is_unknown(tmp_path: Path, capfdbinary):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    paths = [photos / name for name in ('a,"b".png', "line\nbreak.png", "\udcff.png")]
+    for number, path in enumerate(paths):
+        open_image("sample:cat").crop((0, 0, 200 + 50 * number, 200)).save(path)
+    assert steer("index", photos, "--gallery", tmp_path / "g", "--workers", "0", "--quiet") == 0
+    capfdbinary.readouterr()
+    assert steer("search", "a cat", "--gallery", tmp_path / "g", "--csv", "--rerank", "0") == 0
+    out = os.fsdecode(capfdbinary.readouterr().out)
+    rows = list(csv.DictReader(io.StringIO(out, newline="")))
+    assert {row["path"] for row in rows} == set(map(str, paths))
+    assert {(row["verdict"], row["alone"], row["probability"], row["looked_at"]) for row in rows} == {
+        ("", "", "", "false")
+    }
+    assert steer("search", "a person", "--gallery", tmp_path / "g", "--csv") == 3
+    out, err = capfdbinary.readouterr()
+    assert out.count(b"\r\n") == 1
+    assert NO_EYES.encode() in err
+
+
+def test_several_images_are_one_goal_as_in_a_query(home: Path, capsys):
+    cat, cup = home / "photos" / "cat.jpg", home / "photos" / "2024" / "coffee.png"
+    assert steer("search", "--query-image", cat, "--query-image", cup, "--json") in (0, 1)
+    images = json.loads(capsys.readouterr().out)
+    assert steer("search", f"image:{cat} + image:{cup}", "--json") in (0, 1)
+    words = json.loads(capsys.readouterr().out)
+    for answer in (images, words):
+        answer.pop("seconds")
+    assert images == words
+    assert Path(images["hits"][0]["path"]).name == "both.webp"
+    assert steer("search", "--query-image", cat, "--query-image", home / "no.jpg") == 2
+    assert "no.jpg: no such file" in capsys.readouterr().err
+
+
+def test_an_image_whose_name_looks_like_arithmetic_is_taken(home: Path, tmp_path: Path, capsys):
+    for name in ("a + b.jpg", "c - d.jpg"):
+        shutil.copy(home / "photos" / "cat.jpg", tmp_path / name)
+    line = ("--query-image", tmp_path / "a + b.jpg", "--query-image", tmp_path / "c - d.jpg")
+    assert steer("search", *line, "--json") in (0, 1)
+    assert Path(json.loads(capsys.readouterr().out)["hits"][0]["path"]).name == "cat.jpg"
+
+
 def test_the_contact_sheet_is_drawn(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -252,6 +423,11 @@ def test_the_contact_sheet_is_drawn(tmp_path: Path, capsys, monkeypatch: pytest.
         (["search", "cat + - dog"], "a term is empty"),
         (["search", "--query-image", "nowhere.jpg"], "nowhere.jpg: no such file"),
         (["search", "a cat", "--contact-sheet", "/nowhere/x.png"], "no such folder"),
+        (["search", "a cat", "--csv", "--json"], "got --json and --csv, expected one of them"),
+        (["search", "a cat", "--csv", "-0"], "got --paths and --csv, expected one of them"),
+        (["search", "a cat", "--json", "--paths"], "got --json and --paths, expected one of them"),
+        (["search", "a cat", "--folder", ""], "--folder: got '', expected a folder that holds images of the gallery"),
+        (["search", "a cat", "--folder", ".", "--where", "widht > 3"], "--where: got 'widht > 3'"),
         (["index"], "the following arguments are required: FOLDER"),
         (["index", "phtos"], "phtos: no such file or folder"),
         (["index", ".", "--address", "auto"], "--address: expected --engine ray"),

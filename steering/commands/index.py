@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import itertools
 import json
 import os
 import shlex
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from steering.commands import options
 from steering.errors import printable
-from steering.search.selection import LEFT_OUT, advice
+from steering.search.selection import LEFT_OUT, advice, suffix_of
 
 if TYPE_CHECKING:
     from steering.search.report import Report
     from steering.search.store import Store
+    from steering.search.watching import Watch
 
 MOST_SKIPPED, MOST_NOTES = 20, 10  # lines of one kind
+INTERVAL = 1.0  # seconds
 EPILOG = """\
 examples:
   steer index photos/                            into the default gallery; a later run reads only what changed
@@ -27,13 +33,18 @@ examples:
   steer index photos/ --exclude '*.gif' --exclude drafts    without some files and folders
   steer index pictures/                          after photos/ was renamed: nothing is read again
   steer index photos/ --prune                    photos/ is gone: forget its images
+  steer index photos/ --model clip:ViT-B-32:laion2b_s34b_b79k --also lrm_lite    two models in one gallery
   steer index photos/ --json                     the report as JSON, with a list of the bad files
+  steer index photos/ --watch                    then keep in step with the folder, until Ctrl-C
   steer index photos/ --engine ray --address auto    on a Ray cluster (needs the extra `ray`)
   steer index photos/ --gallery s3://bucket/gallery  in an object store
 
 You may interrupt it at any time. What was written stays, and the next run goes on.
 Whatever is not indexed is told: kinds of pictures that are not read, linked folders, and what is left out by its name.
-exit codes: 0 done (bad files are skipped and listed), 1 nothing was indexed, 2 wrong usage
+With --watch, a line tells of each batch of changes. A file is read when it has been at rest for a second. A FOLDER that
+goes away is waited for, and its images are kept.
+exit codes: 0 done (bad files are skipped and listed), or --watch was ended by Ctrl-C; 1 nothing was indexed; 2 wrong
+usage
 """
 
 
@@ -44,6 +55,13 @@ def make_parser() -> options.Parser:
     parser.add_argument("sources", nargs="+", metavar="FOLDER", help="a folder (searched recursively) or an image")
     options.add_gallery(parser)
     options.add_model(parser)
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="keep what this model sees beside it, for `steer search --model MODEL`; may be given again",
+    )
     options.add_printing(parser, "the report as one JSON object")
     parser.add_argument(
         "--workers", type=options.whole(0), metavar="N", help="processes that read images (default: all cores)"
@@ -69,6 +87,17 @@ def make_parser() -> options.Parser:
         help=f"take hidden files and folders, too, and folders named {', '.join(LEFT_OUT)}; these are left out "
         "otherwise, unless FOLDER names them",
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="keep the gallery in step with FOLDER until Ctrl-C; with --json, an object a line",
+    )
+    parser.add_argument(
+        "--interval",
+        type=options.number(0.1, 86_400.0, "a number of seconds"),
+        metavar="SECONDS",
+        help=f"least time between two scans with --watch (default {INTERVAL:g}); large folders are scanned less often",
+    )
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="where images are read and seen")
     parser.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster's address (default: start one here)")
     return parser
@@ -80,6 +109,10 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.address and given.engine != "ray":
         parser.error("--address: expected --engine ray with it")
+    if given.also and (given.watch or given.engine == "ray"):
+        parser.error("--also: expected neither --watch nor --engine ray with it")
+    if given.interval is not None and not given.watch:
+        parser.error("--interval: expected --watch with it")
     options.plain_streams()
     place = given.gallery or options.default_gallery()
     with parser.usage_errors(extra="ray" if given.engine == "ray" else None):
@@ -89,6 +122,7 @@ def run(argv: Sequence[str]) -> int:
         from steering.steerer import Steerer
 
         gallery = Gallery.open(place, Steerer.load(given.model, device=given.device), keep=given.keep)
+        others = [Gallery.open(place, Steerer.load(m, device=given.device), keep=given.keep) for m in given.also]
         engine = None
         if given.engine == "ray":
             from steering.search.ray_engine import ray_engine
@@ -100,20 +134,35 @@ def run(argv: Sequence[str]) -> int:
                 device=given.device,
                 first_pass=gallery.store.card.first_pass,
             )
-        report = gallery.add(
-            list(given.sources),
-            workers=given.workers,
-            engine=engine,
-            retry=given.retry,
-            prune=given.prune,
-            exclude=given.exclude,
-            include_all=given.include_all,
-            progress=None if given.quiet else _bar,
-        )
+        choices: dict[str, Any] = {
+            "workers": given.workers,
+            "engine": engine,
+            "retry": given.retry,
+            "prune": given.prune,
+            "exclude": given.exclude,
+            "include_all": given.include_all,
+            "progress": None if given.quiet else _bar,
+        }
+        if given.watch:
+            from steering.search.watching import Watch
+
+            watch = Watch(gallery, given.sources, interval=given.interval or INTERVAL, **choices)
+            return _follow(watch, place, given, parser)
+        report = gallery.add(list(given.sources), **choices)
+        also = {
+            other.steerer.network.card["name"]: other.add(list(given.sources), **{**choices, "engine": None})
+            for other in others
+        }
     if given.json:
-        print(json.dumps({"gallery": place, **report.as_dict()}))
+        told = {"also": {name: each.as_dict() for name, each in also.items()}} if also else {}
+        print(json.dumps({"gallery": place, **report.as_dict(), **told}))
     else:
-        _tell(report, place, given.quiet, parser)
+        _tell(report, place)
+        for name, each in also.items():
+            _tell(each, f"{place}, {name}")
+        if not given.quiet:
+            for line in _notes(report, parser):
+                print(f"steer: {line}", file=sys.stderr)
     if report.new or report.changed or report.renamed or report.unchanged or report.deleted or report.forgotten:
         return 0
     if _holds(gallery.store, given.sources):
@@ -122,6 +171,35 @@ def run(argv: Sequence[str]) -> int:
 
     print(f"steer: nothing was indexed; files that are read end with {' '.join(SUFFIXES)}", file=sys.stderr)
     return 1
+
+
+def _follow(watch: Watch, place: str, given: argparse.Namespace, parser: options.Parser) -> int:
+    """Print the reports of a watch until Ctrl-C. Returns the exit code."""
+    told: set[str] = set()  # notes; each comes once
+    with contextlib.suppress(KeyboardInterrupt):
+        for number, report in enumerate(watch.reports()):
+            if given.json:
+                print(json.dumps({"gallery": place, **report.as_dict()}), flush=True)
+                continue
+            if number == 0:
+                _tell(report, place)
+            elif changes := _changes(report):
+                many = f"{report.images:,} image{'' if report.images == 1 else 's'}"
+                print(f"{time.strftime('%H:%M:%S')}  {changes}; {many}", flush=True)
+            notes = [] if given.quiet else [line for line in _notes(report, parser) if line not in told]
+            told.update(notes)
+            for line in notes:
+                print(f"steer: {line}", file=sys.stderr)
+            if number == 0 and not given.quiet:
+                print(f"steer: watching {', '.join(map(printable, given.sources))}; Ctrl-C ends", file=sys.stderr)
+    return 0
+
+
+def _changes(report: Report) -> str:
+    """The counts of a report that are not 0."""
+    counts = {key: getattr(report, key) for key in ("new", "changed", "renamed", "deleted")}
+    counts["skipped"] = len(report.skipped)
+    return ", ".join(f"{count:,} {key}" for key, count in counts.items() if count)
 
 
 def _check(sources: Sequence[str], place: str, prune: bool) -> None:
@@ -160,20 +238,23 @@ def _bar(results: Iterator[Any], count: int | None, report: Report) -> Iterator[
             yield item
 
 
-def _tell(report: Report, place: str, quiet: bool, parser: options.Parser) -> None:
+def _tell(report: Report, place: str) -> None:
     counts = [f"{getattr(report, key):,} {key}" for key in ("new", "changed", "renamed", "deleted", "unchanged")]
     speed = (report.new + report.changed) / report.seconds if report.seconds else 0.0
     images = f"{report.images:,} image{'' if report.images == 1 else 's'}"
-    print(f"{printable(place)}: {images} ({', '.join(counts)}; {len(report.skipped):,} skipped)")
+    print(f"{printable(place)}: {images} ({', '.join(counts)}; {len(report.skipped):,} skipped)", flush=True)
     if report.new + report.changed:
-        print(f"{report.seconds:.1f} s, {speed:,.0f} images/s")
-    if not quiet:
-        for line in _notes(report, parser):
-            print(f"steer: {line}", file=sys.stderr)
+        print(f"{report.seconds:.1f} s, {speed:,.0f} images/s", flush=True)
 
 
 def _notes(report: Report, parser: options.Parser) -> Iterator[str]:
     """A line for each thing that a user may want to know, the most urgent last."""
+    from steering import photos
+
+    lacks = {photos.needs(kind) for kind in photos.KINDS}
+    lacked = {name: reason for name, reason in report.skipped.items() if reason in lacks}
+    for (suffix, reason), count in sorted(Counter((suffix_of(name), lacked[name]) for name in lacked).items()):
+        yield f"{suffix}: {_many(count, 'file is', 'files are')} not read; each {reason}"
     for suffix, count in sorted(report.passed_over.items()):
         yield f"{suffix}: {_many(count, 'file is', 'files are')} not read; {advice(suffix)}"
     if report.left_out:
@@ -194,7 +275,7 @@ def _notes(report: Report, parser: options.Parser) -> Iterator[str]:
             "(--prune forgets them)"
         )
     yield from _first(report.unlisted, MOST_SKIPPED)
-    reasons = {name: parser.translate(reason) for name, reason in report.skipped.items()}
+    reasons = {name: parser.translate(reason) for name, reason in report.skipped.items() if name not in lacked}
     yield from _first(reasons, MOST_SKIPPED, "skipped ")
 
 
