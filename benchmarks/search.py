@@ -3,6 +3,7 @@
     python benchmarks/search.py index [FOLDER]       images a second; over made-up photographs unless a FOLDER is given
     python benchmarks/search.py query --rows 1000000    synthetic vectors: latency, memory, recall of the index
     python benchmarks/search.py query --rows 10000
+    python benchmarks/search.py query --rows 100000 --embeddings 512    embeddings of a CLIP, in single precision
 
 Every measurement runs in a process of its own.
 """
@@ -25,7 +26,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-CLASSES = 200
+CLASSES = 1000
+CLUSTERS = 1000  # of synthetic embeddings
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1500, help="made-up photographs (default 1500)")
     parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="width, height (default 640 480)")
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--embeddings", type=int, metavar="WIDTH", help="embeddings of this width, not class evidence")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int)
     given = parser.parse_args()
@@ -178,21 +181,33 @@ def shrink(files: list[str], size: int) -> list[np.ndarray]:
 
 
 def query(given: argparse.Namespace) -> None:
-    """Search a gallery of synthetic evidence for the goals of the embedded model's class names."""
-    from prior.captions import with_article
-    from steering import Steerer
-    from steering.search.hits import direction
-
-    steerer = Steerer.load()
-    goals = steerer.goals([with_article(name) for name in steerer.class_names])
-    queries = np.stack([direction(goal) for goal in goals])
+    """Search a synthetic gallery: evidence for goals of the embedded model's class names, or embeddings."""
+    queries = near_centres(200, given.embeddings, np.random.default_rng(1)) if given.embeddings else class_directions()
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/queries.npy", queries)
-        seconds = fill(f"{folder}/gallery", given.rows)
+        seconds = fill(f"{folder}/gallery", given.rows, given.embeddings)
         print(f"{given.rows:,} rows made in {seconds['rows']:.0f} s, index in {seconds['index']:.0f} s", flush=True)
         measured = step("nearest", folder, "--rounds", str(given.rounds))
     for key, value in measured.items():
         print(f"{key}: {value}")
+
+
+def class_directions() -> np.ndarray:
+    """What the first stage looks for, for every fifth class name of the embedded model; (200, M)."""
+    from prior.captions import with_article
+    from steering import Steerer
+    from steering.search.hits import direction
+
+    steerer = Steerer.load("lrm_lite")
+    goals = steerer.goals([with_article(name) for name in steerer.class_names[::5]])
+    return np.stack([direction(steerer.network, goal) for goal in goals])
+
+
+def near_centres(rows: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Embeddings of unit length around the centres of some clusters; (rows, width) float32."""
+    centres = np.random.default_rng(0).normal(size=(CLUSTERS, width)).astype(np.float32)
+    vectors = centres[rng.integers(0, CLUSTERS, rows)] + rng.normal(size=(rows, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def evidence(rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -206,7 +221,7 @@ def evidence(rows: int, rng: np.random.Generator) -> np.ndarray:
     return np.sqrt(chances / chances.sum(1, keepdims=True)).astype(np.float16)
 
 
-def fill(folder: str, rows: int) -> dict[str, float]:
+def fill(folder: str, rows: int, embeddings: int | None) -> dict[str, float]:
     """Write a gallery in the store's own format, without pixels."""
     import lance
     import pyarrow as pa
@@ -215,15 +230,16 @@ def fill(folder: str, rows: int) -> dict[str, float]:
     from steering.search.schema import GalleryCard, image_schema
     from steering.search.store import Store
 
-    store = Store.open(folder, GalleryCard("synthetic", "", CLASSES, 0))
-    schema, rng = image_schema(CLASSES), np.random.default_rng(0)
+    width, full = embeddings or CLASSES, embeddings is not None
+    store = Store.open(folder, GalleryCard("synthetic", "", width, 0, full=full))
+    schema, rng = image_schema(width, full), np.random.default_rng(0)
 
     def tables() -> Iterator[pa.RecordBatch]:
         for first in range(0, rows, 20_000):
             count = min(20_000, rows - first)
-            vectors = pa.FixedSizeListArray.from_arrays(
-                pa.array(rearrange(evidence(count, rng), "b m -> (b m)")), type=schema.field("evidence").type
-            )
+            made = near_centres(count, width, rng) if full else evidence(count, rng)
+            flat = pa.array(rearrange(made, "b m -> (b m)"))
+            vectors = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("evidence").type)
             columns = {name: pa.nulls(count, schema.field(name).type) for name in schema.names}
             columns["path"] = pa.array([f"/photos/{i // 1000:05d}/{i:08d}.jpg" for i in range(first, first + count)])
             columns["width"] = pa.array(rng.integers(200, 4000, count).astype(np.int32))
@@ -231,9 +247,9 @@ def fill(folder: str, rows: int) -> dict[str, float]:
 
     start = time.perf_counter()
     lance.write_dataset(pa.RecordBatchReader.from_batches(schema, tables()), store.images.uri, mode="append")
-    made = time.perf_counter()
+    written = time.perf_counter()
     store.finish()
-    return {"rows": made - start, "index": time.perf_counter() - made}
+    return {"rows": written - start, "index": time.perf_counter() - written}
 
 
 def nearest_step(given: argparse.Namespace) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def look_at_everything(source: str, model: str | None, count: int) -> Table:
     pixels, labels = image_tensors(source, "valid", network.preprocessing.size, classes=network.card["classes"])
     asked = np.linspace(0, len(steerer.class_names), count, endpoint=False).astype(int)
     goals = steerer.goals([with_article(steerer.class_names[label]) for label in asked])
-    towards = np.stack([direction(goal) for goal in goals])
+    towards = np.stack([direction(network, goal) for goal in goals])
     scores, alone = [], []
     for part in tqdm(pixels.split(64), unit="batch"):
         glance = network.glance(network.preprocessing.normalise(part.to(network.device)))

@@ -32,17 +32,21 @@ class Preprocessing:
         size: the side of the square, or the short side, in pixels; see `lrm_base.frame`.
         mean, std: of each channel, for pixels in 0–1.
         keeps_aspect: whether a photograph keeps its aspect; otherwise it is squashed to a square.
+        crops: whether the middle square is cut out instead.
+        bicubic: whether photographs are resampled bicubically, otherwise bilinearly.
     """
 
     size: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     keeps_aspect: bool = False
+    crops: bool = False
+    bicubic: bool = False
 
     @property
     def frame(self) -> Frame:
         """The shape in which photographs are seen."""
-        return Frame(self.size, self.keeps_aspect)
+        return Frame(self.size, self.keeps_aspect, self.crops, self.bicubic)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels in 0–1, (b, 3, h, w), for the backbone."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -335,9 +336,22 @@ def _report(run: Path, metrics: dict[str, Any]) -> None:
         stream.write(json.dumps(rounded) + "\n")
 
 
+def refuse_clip(backbone: str) -> None:
+    """End a command that was given a CLIP: one line that names the command for it, and exit code 2.
+
+    Raises:
+        SystemExit: with code 2; the backbone is the name of a CLIP.
+    """
+    if backbone.startswith("clip:"):
+        told = f"backbone: got {backbone}, expected no CLIP; the feedback of a CLIP is trained by python -m "
+        print(f"{told}steering.train_feedback --config configs/clip_feedback.yaml model={backbone}", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train the backbone that a configuration describes."""
     config = BackboneTraining.from_command_line(__doc__.splitlines()[0], argv)
+    refuse_clip(config.backbone)
     require_packages("accelerate", "datasets", "tensorboard")
     train(config)
 

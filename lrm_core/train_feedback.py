@@ -37,7 +37,7 @@ from lrm_core.frozen import Waist
 from lrm_core.matched import MatchedFeedback
 from lrm_core.model import LRM, Steer, Stem
 from lrm_core.pictures import PictureConfig, Pictures, kept_scenes
-from lrm_core.train import begin_looking
+from lrm_core.train import begin_looking, refuse_clip
 from lrm_core.trials import near_misses
 from lrm_core.weights import build, load_published, save_model, start_from
 
@@ -278,6 +278,7 @@ def train(config: FeedbackTraining) -> Path:
 def main(argv: list[str] | None = None) -> None:
     """Train the feedback that a configuration describes."""
     config = FeedbackTraining.from_command_line(__doc__.splitlines()[0], argv)
+    refuse_clip(config.backbone)
     require_packages("accelerate", "datasets")
     train(config)
 

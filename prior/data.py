@@ -158,6 +158,28 @@ def build_texts(
     return Texts(embeddings, meanings, weights)
 
 
+class Grouped:
+    """Rows by the group that each belongs to.
+
+    Args:
+        labels: (n,), the group of each row.
+        groups: the number of groups.
+
+    Attributes:
+        counts: (groups,), how many rows each group has.
+    """
+
+    def __init__(self, labels: Int[Tensor, " n"], groups: int) -> None:
+        self.order = labels.argsort()
+        self.counts = torch.bincount(labels, minlength=groups)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def draw(self, groups: Int[Tensor, "*b"], generator: torch.Generator) -> Int[Tensor, "*b"]:
+        """A row of each of these groups, none of which may be empty."""
+        offsets = (torch.rand(groups.shape, generator=generator) * self.counts[groups]).long()
+        return self.order[self.starts[groups] + offsets]
+
+
 class Pairs:
     """Draws pairs at random: a text embedding, and the output for an image that the text fits.
 
@@ -172,14 +194,13 @@ class Pairs:
 
     def __init__(self, texts: Texts, outputs: Float[Tensor, "n m"], labels: Int[Tensor, " n"]) -> None:
         self.texts, self.outputs = texts, outputs
-        self.order = labels.argsort()
-        self.counts = torch.bincount(labels, minlength=texts.meanings.shape[1])
-        self.starts = self.counts.cumsum(0) - self.counts
+        self.images = Grouped(labels, texts.meanings.shape[1])
+        counts = self.images.counts
         meant = (texts.meanings * texts.weights[:, None]).sum(0) > 0
-        empty = (meant & (self.counts[: len(meant)] == 0)).nonzero().flatten().tolist()
-        if empty or len(self.counts) > len(meant):
+        empty = (meant & (counts[: len(meant)] == 0)).nonzero().flatten().tolist()
+        if empty or len(counts) > len(meant):
             raise ValueError(
-                f"outputs: expected images of classes 0 to {len(meant) - 1}, got labels up to {len(self.counts) - 1} "
+                f"outputs: expected images of classes 0 to {len(meant) - 1}, got labels up to {len(counts) - 1} "
                 f"and no image of classes {empty}"
             )
 
@@ -194,6 +215,5 @@ class Pairs:
         """
         rows = torch.multinomial(self.texts.weights, count, replacement=True, generator=generator)
         classes = torch.multinomial(self.texts.meanings[rows], images, replacement=True, generator=generator)
-        offsets = (torch.rand(classes.shape, generator=generator) * self.counts[classes]).long()
-        outputs = self.outputs[self.order[self.starts[classes] + offsets]]  # (b, images, m)
+        outputs = self.outputs[self.images.draw(classes, generator)]  # (b, images, m)
         return self.texts.embeddings[rows], outputs.mean(1)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from prior.text import TextEncoder
 
-TEMPLATES = ("plain", "simple", "imagenet")
-"""`plain` is the name alone. `simple` is OpenAI's seven sentences, with which the published priors were trained.
+TEMPLATES = ("none", "simple", "imagenet")
+"""`none` is the name alone. `simple` is OpenAI's seven sentences, with which the published priors were trained.
 `imagenet` is OpenAI's eighty sentences for ImageNet."""
 
 
@@ -37,7 +37,7 @@ def templates(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such set.
     """
-    if name == "plain":
+    if name == "none":
         return ("{}",)
     import open_clip
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lrm_base.building import no_random_start
 from lrm_base.card import load_stored, load_weights, save_weights
 from prior.bpe import Tokenizer
+from prior.open_clip_models import create
 from prior.text_tower import SHAPE, TextTower
 
 WEIGHTS = "text.safetensors"
@@ -90,7 +91,7 @@ class TextEncoder:
         if pretrained is None:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise ValueError(f"text encoder {name}: expected a file of weights or a tag; choices: {tags}")
-        model = _create(name, str(pretrained), device)
+        model = create(name, str(pretrained), device)[0]
         return cls(model, open_clip.get_tokenizer(name), f"{name}/{Path(pretrained).name}")
 
     @classmethod
@@ -274,43 +275,6 @@ def compact(folder: str | Path, output: str | Path) -> None:
     (output / f"{card['name']}.json").write_bytes(configuration)
     kept = {key: value for key, value in card.items() if key != "sha256"}
     save_weights(output / WEIGHTS, tensors, kept, half=True, eight_bits=[EMBEDDING])
-
-
-def _create(name: str, pretrained: str, device: str | torch.device) -> Any:
-    """An OpenCLIP model with the weights of a tag or a file, and with the activation that a tag's weights need."""
-    import open_clip
-
-    given = open_clip.get_pretrained_cfg(name, pretrained)
-    if not given and not Path(pretrained).is_file():
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ValueError(f"text encoder {name}: {pretrained!r} is neither a file nor one of its tags: {tags}")
-    quick = bool(given.get("quick_gelu") or (open_clip.get_model_config(name) or {}).get("quick_gelu"))
-    if given:
-        pretrained = _download(name, pretrained, given, quick)
-    try:
-        with no_random_start():
-            return open_clip.create_model(name, pretrained=pretrained, device=device, force_quick_gelu=quick)
-    except Exception as error:  # OpenCLIP, torch and safetensors raise errors of many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{pretrained} does not hold weights of {name} as OpenCLIP reads them: {reason}") from None
-
-
-def _download(name: str, tag: str, given: dict[str, Any], quick: bool) -> str:
-    from open_clip.pretrained import HF_SAFE_WEIGHTS_NAME, download_pretrained
-
-    try:
-        return str(download_pretrained(given))
-    except Exception as error:  # each hub raises errors of its own
-        hub, _, file = given.get("hf_hub", "").rpartition("/")
-        address = given.get("url")
-        if hub:
-            address = f"https://huggingface.co/{hub}/resolve/main/{file or HF_SAFE_WEIGHTS_NAME}"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        right = f"{name.removesuffix('-quickgelu')}{'-quickgelu' if quick else ''}"
-        raise ValueError(
-            f"text encoder {name}: the weights {tag!r} cannot be downloaded ({reason}). Download {address} "
-            f"by hand, and give the file's path as `pretrained` with the name {right}"
-        ) from None
 
 
 def _per_channel(pixels: Float[Tensor, "b 3 h w"], values: Sequence[float]) -> Float[Tensor, "3 1 1"]:

@@ -1,5 +1,7 @@
 """Train a prior, from start to finish: `accelerate launch -m prior.train --config configs/prior_mini.yaml`.
 
+It leads from texts to what a classifier says of images, or with `pairs` to a CLIP's own embeddings of images.
+
 dalle2-pytorch's `DiffusionPrior` trains our network to predict x₀, the clean vector (Ramesh et al. 2022). The same
 command resumes an interrupted run exactly, because every pair and every noise is drawn from the seed and the step.
 """
@@ -8,15 +10,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lrm_base.card import load_weights
 from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
+from lrm_base.checks import finite_number
 from lrm_base.config import Config, TrainingSeed
 from lrm_base.extras import require_packages
 from lrm_base.imagenet import imagenet_names
@@ -24,6 +29,7 @@ from prior.captions import Vocabulary, fill
 from prior.data import Pairs, Texts, build_texts, membership, read_held_out, read_nouns
 from prior.model import Prior
 from prior.network import PriorNetwork
+from prior.pairs import Captioned, CaptionPairs, about, measured
 from prior.text import TextEncoder
 
 
@@ -31,7 +37,10 @@ class PriorTraining(Config):
     """Everything that decides a run.
 
     Attributes:
-        outputs: a safetensors file that `lrm_core.outputs` wrote.
+        pairs: for a CLIP, a safetensors file that `steering.pairs` wrote. Nothing else tells then what is learned: it
+            stands in the place of `outputs`, `text_encoder`, `classes` and what belongs to them.
+        test_share: share of these pairs that is held out; see `prior.pairs.Captioned.held_out`.
+        outputs: for a classifier, a safetensors file that `lrm_core.outputs` wrote.
         text_encoder: a folder, or a name of OpenCLIP's.
         text_pretrained: for a name, OpenCLIP's tag or a file of weights.
         classes: a table of classes as JSON, or `imagenet` for the 1,000 names that torchvision carries.
@@ -45,10 +54,12 @@ class PriorTraining(Config):
     """
 
     name: str
-    outputs: str
-    text_encoder: str
+    pairs: str | None = None
+    test_share: float = 0.1
+    outputs: str | None = None
+    text_encoder: str | None = None
     text_pretrained: str | None = None
-    classes: str
+    classes: str | None = None
     nouns: str | None = None
     held_out: str | None = None
     run_folder: str
@@ -86,6 +97,7 @@ def load_vocabulary(classes: str, held_out: Iterable[str] = ()) -> Vocabulary:
 
 def load_texts(config: PriorTraining, encoder: TextEncoder) -> tuple[Vocabulary, Texts]:
     """The vocabulary without the held-out words, and a `prior.data.Texts` of all embedded texts."""
+    assert config.classes is not None
     vocabulary = load_vocabulary(config.classes, read_held_out(config.held_out))
     nouns = read_nouns(config.nouns, vocabulary) if config.nouns else []
 
@@ -125,23 +137,65 @@ def understood(prior: Prior, vocabulary: Vocabulary, encoder: TextEncoder) -> di
     return metrics
 
 
-def train(config: PriorTraining) -> Path:
-    """Run or resume a training, and return the folder that holds the finished prior.
+@dataclass(frozen=True)
+class Material:
+    """What a prior learns from.
+
+    Attributes:
+        text_width: N, width of the text embeddings.
+        mean, std: (M,), of what is predicted.
+        draw: (count, generator, images for each) → text embeddings (b, N) and standardised targets (b, M).
+        measure: what a prior of these can do, by name.
+        about: what the card says of the backbone and the text encoder.
+    """
+
+    text_width: int
+    mean: Tensor
+    std: Tensor
+    draw: Callable[[int, torch.Generator, int], tuple[Tensor, Tensor]]
+    measure: Callable[[Prior], dict[str, float]]
+    about: dict[str, Any]
+
+
+def open_material(config: PriorTraining, device: str) -> Material:
+    """What a configuration names.
 
     Raises:
-        ValueError: the table of classes does not fit the outputs, or a file is missing or was altered.
+        ValueError: keys for a CLIP and for a classifier are mixed, or one is missing; the table of classes does not fit
+            the outputs; or a file is missing or was altered.
     """
-    from dalle2_pytorch import DiffusionPrior
+    of_classifier = ("outputs", "text_encoder", "classes")
+    every = (*of_classifier, "text_pretrained", "nouns", "held_out")
+    given = [key for key in every if getattr(config, key) is not None]
+    if config.pairs is not None:
+        if given:
+            raise ValueError(f"{given[0]}: got {getattr(config, given[0])!r} beside pairs, expected one of the two")
+        return _of_pairs(config.pairs, config.test_share, config.seed)
+    lacking = [key for key in of_classifier if key not in given]
+    if lacking:
+        raise ValueError(f"{lacking[0]}: got none, expected outputs, text_encoder and classes, or pairs for a CLIP")
+    return _of_classes(config, device)
 
-    run = Path(config.run_folder)
-    accelerator = start_accelerator(run, config.precision, "tensorboard")
-    main = accelerator.is_main_process
-    torch.manual_seed(config.seed)
 
-    tensors, about = load_weights(config.outputs)
+def _of_pairs(path: str, test_share: float, seed: int) -> Material:
+    found, card = Captioned.load(path)
+    trained_on, held_out = found.held_out(finite_number("test_share", test_share, 0, 0.9), seed)
+    mean, std = trained_on.images.mean(0), trained_on.images.std(0).clamp(min=1e-5)
+    pairs = CaptionPairs(replace(trained_on, images=(trained_on.images - mean) / std))
+
+    def measure(prior: Prior) -> dict[str, float]:
+        return measured(prior, trained_on, held_out)
+
+    return Material(found.texts.shape[1], mean, std, pairs.draw, measure, about(trained_on, card))
+
+
+def _of_classes(config: PriorTraining, device: str) -> Material:
+    assert config.outputs is not None
+    assert config.text_encoder is not None
+    tensors, card = load_weights(config.outputs)
     outputs, labels = tensors["outputs"], tensors["labels"]
     mean, std = outputs.mean(0), outputs.std(0).clamp(min=1e-3)
-    encoder = TextEncoder.load(config.text_encoder, config.text_pretrained, str(accelerator.device))
+    encoder = TextEncoder.load(config.text_encoder, config.text_pretrained, device)
     vocabulary, texts = load_texts(config, encoder)
     if len(vocabulary.names) != outputs.shape[1]:
         raise ValueError(
@@ -150,10 +204,33 @@ def train(config: PriorTraining) -> Path:
         )
     pairs = Pairs(texts, (outputs - mean) / std, labels)
 
-    network = PriorNetwork(texts.embeddings.shape[1], outputs.shape[1], config.width, config.depth)
+    def measure(prior: Prior) -> dict[str, float]:
+        return understood(prior, vocabulary, encoder)
+
+    told = {key: card[key] for key in ("backbone", "backbone_sha256", "passes")} | {"text_encoder": encoder.name}
+    return Material(texts.embeddings.shape[1], mean, std, pairs.draw, measure, told)
+
+
+def train(config: PriorTraining) -> Path:
+    """Run or resume a training, and return the folder that holds the finished prior.
+
+    Raises:
+        ValueError: as `open_material`.
+    """
+    from dalle2_pytorch import DiffusionPrior
+
+    run = Path(config.run_folder)
+    accelerator = start_accelerator(run, config.precision, "tensorboard")
+    main = accelerator.is_main_process
+    torch.manual_seed(config.seed)
+
+    material = open_material(config, str(accelerator.device))
+    mean, std = material.mean, material.std
+
+    network = PriorNetwork(material.text_width, len(mean), config.width, config.depth)
     diffusion = DiffusionPrior(
         network,
-        image_embed_dim=outputs.shape[1],
+        image_embed_dim=len(mean),
         timesteps=config.timesteps,
         text_cond_drop_prob=config.text_drop,
         image_cond_drop_prob=0.0,
@@ -173,7 +250,7 @@ def train(config: PriorTraining) -> Path:
         seed = (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dalle2-pytorch draws its times and noise from the global generator
-        text, target = pairs.draw(config.batch_size, generator, config.images_per_goal)
+        text, target = material.draw(config.batch_size, generator, config.images_per_goal)
         if config.text_noise:
             noise = torch.randn(text.shape, generator=generator) / text.shape[1] ** 0.5
             text = torch.nn.functional.normalize(text + config.text_noise * noise, dim=1)
@@ -195,7 +272,7 @@ def train(config: PriorTraining) -> Path:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if step % config.steps_per_epoch == 0:
             if main:
-                metrics = understood(prior.eval(), vocabulary, encoder)
+                metrics = material.measure(prior.eval())
                 accelerator.log(metrics, step=step)
                 shown = {"loss": loss.item(), **metrics}
                 tqdm.write(" · ".join([f"step {step}", *(f"{name} {value:.4f}" for name, value in shown.items())]))
@@ -213,12 +290,9 @@ def train(config: PriorTraining) -> Path:
             "name": config.name,
             "paper": "Ramesh et al., Hierarchical Text-Conditional Image Generation with CLIP Latents, 2022 (prior)",
             "licence": "MIT",
-            "backbone": about["backbone"],
-            "backbone_sha256": about["backbone_sha256"],
-            "passes": about["passes"],
-            "text_encoder": encoder.name,
+            **material.about,
             "statistics": "mean and std of the backbone's outputs are stored with the weights",
-            "measured": understood(prior.eval(), vocabulary, encoder),
+            "measured": material.measure(prior.eval()),
             "training": config.to_dict(),
         }
         prior.save(final / "prior.safetensors", card)

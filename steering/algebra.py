@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,13 +123,19 @@ def is_plain(terms: Sequence[Term]) -> bool:
     return len(terms) == 1 and terms[0].weight == 1 and not terms[0].is_image
 
 
-def combine_goals(terms: Sequence[tuple[float, Goal]], name: str, notes: tuple[str, ...] | None = None) -> Goal:
-    """One goal of several, each with a weight; below zero for what should not be there. See `combine`.
+def combine_goals(
+    terms: Sequence[tuple[float, Goal]],
+    name: str,
+    notes: tuple[str, ...] | None = None,
+    combine: Callable[[Sequence[float], Tensor], Tensor] | None = None,
+) -> Goal:
+    """One goal of several, each with a weight; below zero for what should not be there.
 
     Args:
         notes: what is said about the whole query; what the terms say if None.
+        combine: makes one vector of weights and vectors; None for `combine`, which is for classifiers.
     """
-    vector = combine([weight for weight, _ in terms], torch.stack([goal.vector for _, goal in terms]))
+    vector = (combine or _combine)([weight for weight, _ in terms], torch.stack([goal.vector for _, goal in terms]))
     if notes is None:
         notes = tuple(dict.fromkeys(note for _, goal in terms for note in goal.notes))
     familiarity = min(goal.familiarity for _, goal in terms)
@@ -161,3 +167,6 @@ def combine(weights: Sequence[float], goals: Float[Tensor, "t m"]) -> Float[Tens
     unwanted = (1 + goals.shape[-1] * chances[~wanted].exp()).log()
     vector = mixture + (scale[~wanted, None] * unwanted).sum(0)
     return vector - vector.mean() + goals[wanted].mean()
+
+
+_combine = combine

@@ -183,13 +183,21 @@ def photographs(network: Network, configs: Sequence[PictureConfig], pictures: Pi
         yield Shown(Trials(Scenes("photograph", pixels, labels, boxes), labels[:, 0], scores.argmax(1)), rows)
 
 
-def fit_verdict(values: Float[Tensor, "n f"], answers: Float[Tensor, " n"], ridge: float) -> Verdict:
-    """Ridge-penalised logistic regression (scikit-learn) on the expanded features."""
+def fit_verdict(
+    values: Float[Tensor, "n f"], answers: Float[Tensor, " n"], ridge: float, *, products: bool = True
+) -> Verdict:
+    """Ridge-penalised logistic regression (scikit-learn) on the expanded features.
+
+    Args:
+        products: whether products of features are read; otherwise their weights are 0.
+    """
     from sklearn.linear_model import LogisticRegression
 
     mean, std = values.mean(0), values.std(0).clamp(min=1e-6)
     design = expand((values - mean) / std)
+    read = design.shape[1] if products else 1 + values.shape[1]
     fitted = LogisticRegression(C=1 / (ridge * len(answers)), fit_intercept=False, max_iter=2000).fit(
-        design.numpy(), answers.numpy()
+        design[:, :read].numpy(), answers.numpy()
     )
-    return Verdict(tuple(mean.tolist()), tuple(std.tolist()), tuple(fitted.coef_[0].tolist()))
+    weights = [*fitted.coef_[0].tolist(), *[0.0] * (design.shape[1] - read)]
+    return Verdict(tuple(mean.tolist()), tuple(std.tolist()), tuple(weights))

@@ -15,6 +15,27 @@ MODEL_VARIABLE = "STEER_MODEL"
 PUBLISHED_MODELS = ("alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3")
 
 
+CLIP = "clip:"  # begins the names of models that take any words; see `prior.clip.open_clip_model`
+COMMON_THINGS = Path(__file__).parent / "common_things.txt"
+
+
+def is_clip(model: str | Path) -> bool:
+    """Whether a name is that of a CLIP, such as `clip:ViT-B-32:openai`."""
+    return str(model).startswith(CLIP)
+
+
+def common_things() -> tuple[str, ...]:
+    """The bank of common things, against which a CLIP sets what is looked for."""
+    lines = COMMON_THINGS.read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def calibration_folder(sha256: str) -> Path:
+    """Where `steer calibrate` keeps what it fitted for a CLIP, by the hash of its weights."""
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(data) / "steer" / "calibrated" / sha256[:16]
+
+
 def model_names() -> tuple[str, ...]:
     """Names of the embedded models."""
     return tuple(sorted(path.name for path in MODELS.iterdir() if (path / "backbone.json").is_file()))
@@ -39,7 +60,7 @@ def find_model(name_or_folder: str | Path | None = None, others: tuple[str, ...]
     where = f"${MODEL_VARIABLE}" if name_or_folder is None and os.environ.get(MODEL_VARIABLE) else "model"
     raise ValueError(
         f"{where}: got {printable(str(wanted))!r}, expected a folder with backbone.safetensors and backbone.json "
-        f"or one of {', '.join((*model_names(), *others))}"
+        f"or one of {', '.join((*model_names(), *others))}, or clip:NAME:TAG"
     )
 
 
@@ -49,8 +70,11 @@ def class_names(model: str | Path | None = None) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such model, or its card does not name the classes.
     """
-    if str(default_model() if model is None else model) in PUBLISHED_MODELS:
+    name = str(default_model() if model is None else model)
+    if name in PUBLISHED_MODELS:
         return imagenet_names()
+    if is_clip(name):
+        return common_things()
     path = find_model(model, PUBLISHED_MODELS) / "backbone.safetensors"
     try:
         return tuple(str(entry["name"]) for entry in load_card(path)["classes"])

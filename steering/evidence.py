@@ -25,6 +25,8 @@ from torch import Tensor
 
 UNSTEERED = " without steering"  # ends the names of verdicts that were fitted on the first pass alone, as a control
 TWIN = " by a twin without goals"  # and of verdicts that were fitted on such a twin's second pass
+READINGS = ("support before", "support after", "support by places")
+LEAST_SUPPORT = -4.0  # nats; in the calibration's examples 0.3 % of what is rightly said to be present lies below
 TINY = 1e-30  # stands for a weight of zero in logarithms
 Answer = Literal["present", "absent", "unsure", "unknown"]  # unknown: no eyes for it; see `steering.familiarity`
 FEATURES = (
@@ -42,6 +44,7 @@ FEATURES = (
     "margin after",
     "margin by places before",
     "margin by places after",
+    "standing",
 )
 
 
@@ -52,18 +55,30 @@ class Seen:
     Attributes:
         output: (b, M) logits, float32.
         places: (b, M), class evidence by places: probabilities; see `lrm_core.places`.
+        embedding: (b, N), of any length, where the network's output is an embedding; see `steering.joint`.
+        windows: (b, P, N), of unit length: embeddings of parts of the image, likewise.
     """
 
     output: Tensor
     places: Tensor
+    embedding: Tensor | None = None
+    windows: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> Seen:
-        return Seen(self.output[rows], self.places[rows])
+        embedding, windows = (None if part is None else part[rows] for part in (self.embedding, self.windows))
+        return Seen(self.output[rows], self.places[rows], embedding, windows)
 
     @classmethod
     def cat(cls, parts: Sequence[Seen]) -> Seen:
         """Several as one."""
-        return Seen(torch.cat([part.output for part in parts]), torch.cat([part.places for part in parts]))
+        embeddings = [part.embedding for part in parts if part.embedding is not None]
+        windows = [part.windows for part in parts if part.windows is not None]
+        return Seen(
+            torch.cat([part.output for part in parts]),
+            torch.cat([part.places for part in parts]),
+            torch.cat(embeddings) if embeddings else None,
+            torch.cat(windows) if windows else None,
+        )
 
 
 def goal_weights(goal: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
@@ -94,7 +109,11 @@ def _shares(output: Float[Tensor, "*b m"], goal: Float[Tensor, "*b m"]) -> tuple
 
 
 def features(
-    before: Seen, after: Seen, goal: Float[Tensor, "*b m"], familiarity: Float[Tensor, " *b"]
+    before: Seen,
+    after: Seen,
+    goal: Float[Tensor, "*b m"],
+    familiarity: Float[Tensor, " *b"],
+    standing: Float[Tensor, " *b"] | None = None,
 ) -> Float[Tensor, "*b f"]:
     """The features that verdicts read, in the order of `FEATURES`.
 
@@ -102,6 +121,8 @@ def features(
         before, after: the first pass, and the last steered one.
         goal: logits.
         familiarity: cosine of the query and the nearest known words.
+        standing: how far an image lies above images at large in its cosine with the query, in their standard
+            deviations; see `steering.joint`. None means 0, as for a classifier.
     """
     weights = goal_weights(goal)
     covered = weights.sum(-1)
@@ -116,6 +137,7 @@ def features(
         familiarity.float(),
         support(placed[1], goal),
         *(margin(output, goal) for output in (*outputs, *placed)),
+        torch.zeros_like(familiarity.float()) if standing is None else standing.float(),
     ]
     return torch.stack(values, -1)
 
@@ -129,6 +151,8 @@ class Verdict:
         weights: for a constant, for each feature, and for each product of two features, in that order.
         absent_below, present_above: the thresholds, as probabilities. Between them the answer is "unsure".
         features: the names of the features that it reads, of `FEATURES`.
+        least_support: what the best of `READINGS` must reach for "present", in nats; None where nothing is asked for,
+            as against a bank of many things.
     """
 
     mean: tuple[float, ...]
@@ -137,16 +161,24 @@ class Verdict:
     absent_below: float = 0.3
     present_above: float = 0.8  # a false "present" is what users of such systems complain of
     features: tuple[str, ...] = FEATURES
+    least_support: float | None = LEAST_SUPPORT
 
     def probability(self, values: Float[Tensor, "*b f"]) -> Float[Tensor, " *b"]:
         """Calibrated probability that the goal is in the image, where present and absent goals are equally frequent.
+
+        It stays below `present_above` where no reading of the image gives the goal weight (`least_support`). Products
+        of features can say anything of an image that is unlike all those that they were fitted on.
 
         Args:
             values: all features, in the order of `FEATURES`.
         """
         read = values[..., [FEATURES.index(name) for name in self.features]]
         standard = (read - values.new_tensor(self.mean)) / values.new_tensor(self.std)
-        return torch.sigmoid(expand(standard) @ values.new_tensor(self.weights))
+        fitted = torch.sigmoid(expand(standard) @ values.new_tensor(self.weights))
+        best = values[..., [FEATURES.index(name) for name in READINGS]].amax(-1)
+        if self.least_support is None:
+            return fitted
+        return torch.where(best < self.least_support, fitted.clamp(max=self.present_above - 0.01), fitted)
 
     def answer(self, probability: float) -> Answer:
         """`present`, `absent`, or `unsure` between the two thresholds."""
@@ -177,11 +209,14 @@ def load_verdicts(path: str | Path, backbone_sha256: str) -> dict[str, Verdict]:
         raise ValueError(f"{path} is not JSON: {error}") from None
     read = fields.get("features") if isinstance(fields, dict) else None
     if not isinstance(read, list) or not read or any(name not in FEATURES for name in read):
-        raise ValueError(f"{path} was fitted on other features; fit it again with `python -m steering.calibrate`")
+        raise ValueError(
+            f"{path} was fitted on other features; fit it again with `python -m steering.calibrate`, or "
+            "`steer calibrate` for a CLIP"
+        )
     if fields.get("backbone_sha256") != backbone_sha256:
         raise ValueError(
             f"{path} was fitted on another backbone, SHA-256 {fields.get('backbone_sha256')}, not {backbone_sha256}; "
-            "fit it again with `python -m steering.calibrate`"
+            "fit it again with `python -m steering.calibrate`, or `steer calibrate` for a CLIP"
         )
     try:
         verdicts = {}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prior.captions import normal
 from prior.class_names import ClassNamesPrior
+from prior.clip_text import ClipText
 from prior.meaning import MeaningPrior
 from prior.model import Prior
 from prior.text import TextEncoder
@@ -56,7 +57,7 @@ class Language:
             encodings of its tokens, as the published priors were trained. None reads the query as it stands.
     """
 
-    text: TextEncoder
+    text: TextEncoder | ClipText
     prior: AnyPrior
     vocabulary: Tensor | None
     device: torch.device
@@ -102,7 +103,7 @@ class Language:
         return single_words(self.names())
 
     def _is_whole(self, word: str) -> bool:
-        return len(self.text.tokenizer.encode(word)) == 1
+        return isinstance(self.text, TextEncoder) and len(self.text.tokenizer.encode(word)) == 1
 
     def goals(self, queries: Sequence[str], **options: Any) -> Float[Tensor, "q m"]:
         """Goal vectors, in logits of the backbone, one for each query read as plain words.
@@ -113,7 +114,7 @@ class Language:
         Raises:
             QueryError: a query is empty or too long.
         """
-        if self.sentences is None:
+        if self.sentences is None or isinstance(self.text, ClipText):
             return self.prior.goals(self.embed(queries), **options)
         from prior.templates import encode_with_templates
 

@@ -1,4 +1,4 @@
-"""Find a model and put it together: an embedded one, a folder, or a published AlexNet with the published prior.
+"""Find a model and put it together: an embedded one, a folder, a CLIP, or a published AlexNet with the published prior.
 
 Unusual: a published model loads nothing about language until words need to be understood. So prototypes and images
 steer it without CLIP. The whole photograph is seen. The published evaluation crops the middle instead;
@@ -8,8 +8,7 @@ steer it without CLIP. The whole photograph is seen. The published evaluation cr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,11 +20,12 @@ from lrm_core.model import LRM
 from lrm_core.prototypes import Prototypes
 from lrm_core.weights import load_model
 from steering.catalogue import MODELS as MODELS
-from steering.catalogue import PUBLISHED_MODELS, default_model, find_model
+from steering.catalogue import PUBLISHED_MODELS, default_model, find_model, is_clip
 from steering.catalogue import model_names as model_names
-from steering.evidence import Verdict, load_verdicts
+from steering.evidence import load_verdicts
 from steering.language import Language, by_class_names, by_trained_prior, folder_language, open_text
 from steering.network import Defaults, Network
+from steering.parts import Parts as Parts
 
 PUBLISHED_PASSES = 2
 PUBLISHED_PRIORS = ("published", "class-names")
@@ -35,30 +35,12 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a `Steerer`.
-
-    Attributes:
-        network: the network, which looks at images.
-        language: a function that loads the language. It is called once, when words first need to be understood. Like
-            `prototypes` it can be pickled: another process gets what was loaded, or loads the same files.
-        verdicts: a fitted verdict for each way of making goals; empty for a model that was not calibrated.
-        prototypes: a function that loads the mean outputs of the classes, or gives None where the model has none. It is
-            called once, when they are first needed.
-    """
-
-    network: Network
-    language: Callable[[], Language]
-    verdicts: Mapping[str, Verdict]
-    prototypes: Callable[[], Prototypes | None]
-
-
 def load(
     model: str | Path | None = None,
     *,
     prior: str | None = None,
     text: str | None = None,
+    templates: str = "none",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> Parts:
@@ -67,7 +49,13 @@ def load(
     with torch.inference_mode(False):  # parameters made in inference mode would never take part in gradients
         place = find_device(device)
         name = str(default_model() if model is None else model)
-        if name in PUBLISHED_MODELS:
+        if not is_clip(name) and templates != "none":
+            raise ValueError(f"templates: got {templates!r} for {name}, expected none: they are for models clip:…")
+        if is_clip(name):
+            from steering.open_words import load_clip
+
+            parts = load_clip(name, place, prior=prior, text=text, templates=templates)
+        elif name in PUBLISHED_MODELS:
             parts = _published(name, prior, text, place)
         else:
             parts = _folder(find_model(model, PUBLISHED_MODELS), prior, text, place)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +27,8 @@ from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
 from lrm_core.packing import Layout
 from lrm_core.places import class_evidence
-from steering.evidence import Seen
+from steering.algebra import combine
+from steering.evidence import Seen, features, support
 from steering.heatmap import steering_heatmap
 from steering.images import framed
 
@@ -62,14 +63,24 @@ class Glance(Seen):
         shape: rows and columns of pixels in which the images were seen.
     """
 
-    stem: Stem
-    state: State
-    shape: tuple[int, int]
+    stem: Stem = field(kw_only=True)
+    state: State = field(kw_only=True)
+    shape: tuple[int, int] = field(kw_only=True)
 
     def expand(self, count: int) -> Glance:
         """The glance at one image, as a view for a batch of `count` goals."""
-        views = (self.output.expand(count, -1), self.places.expand(count, -1))
-        return Glance(*views, self.stem.expand(count), self.state.expand(count), self.shape)
+
+        def view(value: Tensor) -> Tensor:
+            return value.expand(count, *value.shape[1:])
+
+        embedding, windows = (None if part is None else view(part) for part in (self.embedding, self.windows))
+        seen = Seen(view(self.output), view(self.places), embedding, windows)
+        return Glance.of(seen, self.stem.expand(count), self.state.expand(count), self.shape)
+
+    @classmethod
+    def of(cls, seen: Seen, stem: Stem, state: State, shape: tuple[int, int]) -> Glance:
+        """What a first pass saw, and what the next one starts from."""
+        return cls(seen.output, seen.places, seen.embedding, seen.windows, stem=stem, state=state, shape=shape)
 
 
 class Network:
@@ -92,11 +103,18 @@ class Network:
 
     def with_model(self, model: LRM) -> Network:
         """This network with another model that has the same outputs, for controls and ablations. The card stays."""
-        return Network(model, self.card, self.preprocessing, self.defaults, self.device)
+        return self._like(model=model)
 
     def with_defaults(self, defaults: Defaults) -> Network:
         """The same model with other defaults."""
-        return Network(self.model, self.card, self.preprocessing, defaults, self.device)
+        return self._like(defaults=defaults)
+
+    def _like(self, **changes: Any) -> Network:
+        """A copy with other attributes. What was computed from them is computed anew."""
+        other = object.__new__(type(self))
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("class_names", "_layouts")})
+        other.__dict__.update({"notes": (), **changes})
+        return other
 
     def in_detail(self, detail: float) -> Network:
         """This network with photographs `detail` times as large, 0.5 to 4. A look then costs the square of that.
@@ -110,11 +128,8 @@ class Network:
         if not self.preprocessing.keeps_aspect:
             raise ValueError(f"detail: got {detail:g}, expected 1: {self.card['name']} sees squares of one size")
         size = max(1, round(self.preprocessing.size * detail / STEP)) * STEP
-        finer = Network(self.model, self.card, replace(self.preprocessing, size=size), self.defaults, self.device)
-        finer.notes = (
-            f"seen at {size} px instead of {self.preprocessing.size} px, for which the verdict was calibrated",
-        )
-        return finer
+        note = f"seen at {size} px instead of {self.preprocessing.size} px, for which the verdict was calibrated"
+        return self._like(preprocessing=replace(self.preprocessing, size=size), notes=(note,))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -131,7 +146,7 @@ class Network:
         size = self.preprocessing.size
         try:
             glance = self.glance(torch.zeros(1, 3, size, size, device=self.device))
-            self.heatmap(glance, glance.output, passes=2)
+            self.heatmap(glance, glance.output.new_ones(1, self.width), passes=2)
         except RuntimeError as error:
             reason = str(error).splitlines()[0][:120]
             raise ValueError(
@@ -146,9 +161,70 @@ class Network:
         return tuple(entry["name"] for entry in self.card["classes"])
 
     @property
+    def is_open(self) -> bool:
+        """Whether any words can be looked for, not only what the class names cover."""
+        return False
+
+    @property
+    def width(self) -> int:
+        """M, the number of values of a goal."""
+        return len(self.class_names)
+
+    def names_for(self, query: str) -> tuple[str, ...]:
+        """The alternatives of a look, in the order of the values that `asked` gives: the class names."""
+        return self.class_names
+
+    @property
     def output(self) -> str:
         """Name of the step that is steered: the classifier."""
         return self.card["output"]
+
+    def asked(self, seen: Seen, goals: Float[Tensor, "b m"]) -> tuple[Seen, Float[Tensor, "b c"]]:
+        """What a pass says of the alternatives of a look, and each goal as logits over them.
+
+        Of a classifier the alternatives are its classes, so nothing changes.
+        """
+        return seen, goals
+
+    def support(self, seen: Seen, goals: Float[Tensor, "b m"]) -> Float[Tensor, " b"]:
+        """Log-odds, in nats, of what each goal stands for; see `steering.evidence.support`."""
+        said, wanted = self.asked(seen, goals)
+        return support(said.output, wanted)
+
+    def features(
+        self, before: Seen, after: Seen, goals: Float[Tensor, "b m"], familiarity: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b f"]:
+        """What verdicts read; see `steering.evidence.features`."""
+        first, wanted = self.asked(before, goals)
+        return features(first, self.asked(after, goals)[0], wanted, familiarity)
+
+    def spelled(self, goals: Float[Tensor, "b m"]) -> Float[Tensor, "b c"]:
+        """Goals as logits over the alternatives of a look, to show what they were understood as."""
+        return goals
+
+    def kept(self, glance: Glance) -> tuple[np.ndarray, np.ndarray]:
+        """What a gallery keeps of images: outputs (b, M), and what the first stage compares with, (b, M), at length 1.
+
+        The latter is the square root of the class evidence by places.
+        """
+        return glance.output.float().cpu().numpy(), glance.places.float().clamp(min=0).sqrt().cpu().numpy()
+
+    def direction(self, goal: Float[Tensor, " m"]) -> np.ndarray:
+        """What the first stage of a search compares images with: the goal's class probabilities q at length 1, (M,).
+
+        Its cosine with the square root of an image's class evidence p is Σ q_c √p_c / |q|. For a goal of one class,
+        this ranks images by the probability of that class.
+        """
+        chances = goal.float().softmax(-1).cpu().numpy()
+        return chances / np.linalg.norm(chances)
+
+    def combine(self, weights: Sequence[float], goals: Float[Tensor, "t m"]) -> Float[Tensor, " m"]:
+        """One goal of several; see `steering.algebra.combine`."""
+        return combine(weights, goals)
+
+    def over_picture(self, heatmap: Float[Tensor, "h w"], width: int, height: int) -> Float[Tensor, "_ _"]:
+        """A heatmap of what was seen as one of the whole picture of that size. Here the whole picture is seen."""
+        return heatmap
 
     def pixels(self, picture: Image.Image) -> Float[Tensor, "1 3 h w"]:
         """A photograph as the backbone takes it: the whole picture in its frame (`lrm_base.frame`), normalised."""
@@ -163,12 +239,16 @@ class Network:
     def glance(self, inputs: Float[Tensor, "b 3 h w"]) -> Glance:
         """The first, unsteered pass over normalised images. It serves every goal."""
         stem = self.model.stem(inputs.to(self.dtype))
-        output, state = self.model.step(stem)
-        return self._glance(stem, state, output, (inputs.shape[-2], inputs.shape[-1]))
+        return self._glanced(stem, (inputs.shape[-2], inputs.shape[-1]))
 
-    def _glance(self, stem: Stem, state: State, output: Tensor, shape: tuple[int, int]) -> Glance:
-        seen = self._seen(output, state)
-        return Glance(seen.output, seen.places, stem, state, shape)
+    def _glanced(self, stem: Stem, shape: tuple[int, int]) -> Glance:
+        seen, state = self._pass(stem)
+        return Glance.of(seen, stem, state, shape)
+
+    def _pass(self, stem: Stem, state: State | None = None, steer: Sequence[Steer] = ()) -> tuple[Seen, State]:
+        """One pass: what it says, and the state for the next one."""
+        output, after = self.model.step(stem, state, steer)
+        return self._seen(output, after), after
 
     def _seen(self, output: Tensor, state: State) -> Seen:
         return Seen(output.float(), class_evidence(self.model, self.output, output, state))
@@ -205,7 +285,8 @@ class Network:
         size = self.preprocessing.size
         shape = (size, size) if shape is None else shape
         stem, state = self._layout(shape).unpack(list(packed), self.device)
-        return self._glance(stem, state, state.activations[self.output], shape)
+        seen = self._seen(state.activations[self.output], state)
+        return Glance.of(seen, stem, state, shape)
 
     @torch.no_grad()
     def unsteered(self, glance: Glance, passes: int | None = None) -> list[Float[Tensor, "b m"]]:
@@ -228,7 +309,7 @@ class Network:
     ) -> Seen:
         """What the last steered pass says, with one goal for each image of the glance."""
         state, steer = self.before_last(glance, goals, strength=strength, passes=passes)
-        return self._seen(*self.model.step(glance.stem, state, [steer]))
+        return self._pass(glance.stem, state, [steer])[0]
 
     @torch.no_grad()
     def before_last(

@@ -7,6 +7,7 @@ networks of every size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,7 @@ class Unsteered:
         glances: the first pass, a glance for each batch.
         first: (b, M), logits of the first pass.
         places: (b, M), class evidence by places of the first pass; see `lrm_core.places`.
-        last: (b, M), logits of the last pass.
+        last: (b, M), what `Network.unsteered` gives of the last pass.
     """
 
     glances: tuple[Glance, ...]
@@ -40,10 +41,10 @@ class Unsteered:
     places: Tensor
     last: Tensor
 
-    @property
+    @cached_property
     def seen(self) -> Seen:
         """What the first pass says."""
-        return Seen(self.first, self.places)
+        return Seen.cat(self.glances)
 
 
 def fit(pixels: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 _ _"]:
@@ -93,7 +94,7 @@ def run_steered(
     return Seen.cat(seen)
 
 
-def class_goals(steerer: Steerer, seed: int = 0) -> Float[Tensor, "m m"]:
+def class_goals(steerer: Steerer, seed: int = 0) -> Float[Tensor, "c m"]:
     """The goal of every class by its name in words: row = class."""
     from prior.captions import with_article
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lrm_core.feedback import Strength
-from steering.evidence import Answer, Seen, Verdict, features, support
+from steering.evidence import Answer, Seen, Verdict
 from steering.goals import Goal
 from steering.network import Glance, Network
 
@@ -55,9 +55,9 @@ def seek(
     """Look for one goal in every image of a glance. Raises like `Network.before_last`."""
     goals = goal.vector.to(network.device).expand(len(glance.output), -1)
     after = network.steer(glance, goals, strength=strength, passes=passes)
-    supported = support(after.output, goals)
+    supported = network.support(after, goals)
     chance = probability(network, verdicts, glance, goal, after, strength=strength, passes=passes)
-    return Sought(after, supported, supported - support(glance.output, goals), chance)
+    return Sought(after, supported, supported - network.support(glance, goals), chance)
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def probability(
             return None
         goals = goal.vector.to(network.device).expand(count, -1)
         familiarity = goals.new_full((count,), goal.familiarity)
-        return verdict.probability(features(glance, after, goals, familiarity))
+        return verdict.probability(network.features(glance, after, goals, familiarity))
     together = after.output.new_ones(count)
     for weight, term in goal.terms:
         alone = seek(network, verdicts, glance, term, strength=strength, passes=passes).probability

@@ -18,9 +18,10 @@ from prior.captions import normal
 from steering import loading
 from steering.algebra import combine_goals, is_plain, parse, said_of_terms
 from steering.errors import QueryError
-from steering.evidence import Verdict, support
+from steering.evidence import Verdict
 from steering.goals import Goal
 from steering.images import image_name, open_image
+from steering.joint import JointNetwork
 from steering.look import Look
 from steering.network import Network
 from steering.seek import answer, is_unknown, probability
@@ -83,21 +84,25 @@ class Steerer:
         *,
         prior: str | None = None,
         text: str | None = None,
+        templates: str = "none",
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         detail: float = 1.0,
     ) -> Steerer:
-        """Load an embedded model by name, a folder in the same format, or a published model.
+        """Load an embedded model by name, a folder in the same format, a CLIP, or a published model.
 
         Embedded models and folders need no network connection. The files of a published model are fetched once, when
         they are first needed.
 
         Args:
-            model: a name or a folder. The default is $STEER_MODEL, or the embedded model `catalogue.DEFAULT_MODEL`.
+            model: a name or a folder; for a CLIP `clip:NAME:TAG`, `clip:NAME:FILE` or `clip:FOLDER`, see
+                `prior.clip.open_clip_model`. The default is $STEER_MODEL, or `catalogue.DEFAULT_MODEL`.
             prior: what turns words into goals: `class-names`, which needs no training, or a file of `prior.train`. The
                 default is the prior that was trained for this network and text encoder, where there is one.
             text: the text encoder of a published model, or of a folder that holds a backbone alone: `NAME:TAG` or
                 `NAME:FILE`; see `prior.text.TextEncoder.load`.
+            templates: the sentences that the words for a CLIP are put into: `none`, `simple` (seven of them) or
+                `imagenet` (eighty); see `prior.templates`.
             device: such as `cpu` or `cuda:1`. The default is the best that there is.
             dtype: the numbers that the network computes with: `float32` (the default), `bfloat16` or `float16`. Goals,
                 outputs and verdicts are float32 all the same.
@@ -107,13 +112,29 @@ class Steerer:
             ValueError: there is no such model, prior, device, dtype or detail; the device cannot compute with these
                 numbers; a file is missing or was altered; or the parts were not trained for each other.
         """
-        parts = loading.load(model, prior=prior, text=text, device=device, dtype=dtype)
+        parts = loading.load(model, prior=prior, text=text, templates=templates, device=device, dtype=dtype)
         return cls(parts.network.in_detail(detail), parts.language, parts.verdicts, parts.prototypes)
 
     def with_network(self, network: Network, verdicts: Mapping[str, Verdict] | None = None) -> Steerer:
         """The same language with another network that has the same outputs. Without `verdicts` the result has none."""
         language, prototypes = partial(getattr, self, "language"), partial(getattr, self, "prototypes")
         return Steerer(network, language, verdicts or {}, prototypes)
+
+    def against(self, names: Sequence[str]) -> Steerer:
+        """This CLIP with other alternatives than the bank: a look then says how likely each of them is, and the query.
+
+        Such looks have no verdict: a verdict is fitted against the bank.
+
+        Raises:
+            ValueError: the model is no CLIP, or there are no names.
+        """
+        network = self.network
+        if not isinstance(network, JointNetwork):
+            raise ValueError(f"against: got {network.card['name']}, expected a model clip:…")
+        listed = [name.strip() for name in names if name.strip()]
+        if not listed:
+            raise ValueError("against: got no names, expected for example 'a dog, a cat, grass'")
+        return self.with_network(network.against(listed, self.language.embed(listed)))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -168,9 +189,10 @@ class Steerer:
         if is_plain(terms):
             return self._goal_of_words(query, seed)
         goals = [self.image_goal(t.text) if t.is_image else self._goal_of_words(t.text, seed) for t in terms]
-        readings = [Reading(term.text) if term.is_image else read(term.text, self._names) for term in terms]
+        readings = [Reading(term.text) if term.is_image else self._read(term.text) for term in terms]
         told = (*said_of_terms(query, terms, [reading.text for reading in readings]), *notes(readings))
-        return combine_goals([(term.weight, goal) for term, goal in zip(terms, goals, strict=True)], query, told)
+        weighed = [(term.weight, goal) for term, goal in zip(terms, goals, strict=True)]
+        return combine_goals(weighed, query, told, self.network.combine)
 
     def goals(self, queries: Sequence[str | Goal], *, seed: int = 0) -> list[Goal]:
         """Understand several queries. Plain words go through the prior in one batch. See `goal`."""
@@ -263,7 +285,9 @@ class Steerer:
         one = network.glance(network.pixels(picture))
         glance = one.expand(count)
         after, heatmaps = network.heatmap(glance, vectors, strength=strength, passes=passes)
-        evidence = (support(after.output, vectors) - support(glance.output, vectors)).tolist()
+        evidence = (network.support(after, vectors) - network.support(glance, vectors)).tolist()
+        before, then = (network.asked(seen, vectors)[0] for seen in (glance, after))
+        asked_for = network.spelled(vectors)
         options: dict[str, Any] = {"strength": strength, "passes": passes}
         chances = [
             probability(network, self.verdicts, one, goal, after[row : row + 1], **options)
@@ -277,12 +301,12 @@ class Steerer:
                 query=goal.name,
                 model=network.card["name"],
                 prior=goal.source,
-                class_names=self.class_names,
+                class_names=network.names_for(goal.name),
                 picture=picture,
-                before=glance.output[index],
-                after=after.output[index],
-                goal=vectors[index],
-                heatmap=heatmaps[index],
+                before=before.output[index],
+                after=then.output[index],
+                goal=asked_for[index],
+                heatmap=network.over_picture(heatmaps[index], *picture.size),
                 evidence=evidence[index],
                 verdict=answer(self.verdicts, goal, numbers[index]),
                 probability=None if is_unknown(self.verdicts, goal) else numbers[index],
@@ -305,7 +329,7 @@ class Steerer:
     @torch.no_grad()
     def _goals_of_words(self, words: Sequence[str], seed: int, num_samples: int, steps: int) -> list[Goal]:
         language = self.language
-        readings = [read(text, self._names) for text in words]
+        readings = [self._read(text) for text in words]
         texts = [reading.text for reading in readings]
         embeddings = language.embed(texts)
         familiarity, strange = language.familiarity(embeddings).tolist(), language.unfamiliar(texts, embeddings)
@@ -326,9 +350,13 @@ class Steerer:
     def _names(self) -> frozenset[str]:
         return self.language.names() | {normal(name) for name in self.class_names}
 
+    def _read(self, text: str) -> Reading:
+        """What is really looked for. A network of open words takes them as they stand."""
+        return Reading(text) if self.network.is_open else read(text, self._names)
+
     def _fitting(self, goal: Goal) -> Goal:
         """The goal, if it has the width of this network's output. Raises QueryError otherwise."""
-        width, got = len(self.class_names), tuple(goal.vector.shape)
+        width, got = self.network.width, tuple(goal.vector.shape)
         if got != (width,):
             name = self.network.card["name"]
             raise QueryError(f"goal {goal.name!r}: got shape {got}, expected ({width},) for {name}")

@@ -50,7 +50,16 @@ def test_the_script_is_valid(script: Path):
         (["--dtype", "b"], {"bfloat16"}),
         (["sear"], {"search"}),
         (["search", "--th"], {"--threshold"}),
+        (["search", "--fo"], {"--folder"}),
+        (["search", "--pre"], {"--preview"}),
+        (["search", "--preview", ""], {"auto", "kitty", "iterm", "sixel", "blocks"}),
+        (["search", "--cs"], {"--csv"}),
+        (["search", "--query-"], {"--query-image"}),
+        (["index", "--wa"], {"--watch"}),
+        (["index", "--inter"], {"--interval"}),
         (["index", "--engine", ""], {"local", "ray"}),
+        (["cal"], {"calibrate"}),
+        (["calibrate", "--dry"], {"--dry-run"}),
         (["evaluate", "rob"], {"robustness"}),
     ],
 )
@@ -72,6 +81,7 @@ def test_files_and_folders_are_completed_where_they_are_taken(script: Path):
     (script.parent / "photos").mkdir(exist_ok=True)
     assert completed(script, "--output", "pho") == {"photos"}
     assert completed(script, "index", "pho") == {"photos"}
+    assert completed(script, "search", "--folder", "pho") == {"photos"}
     assert "-o default" in script.read_text()  # of the images of a look
 
 

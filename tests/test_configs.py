@@ -31,6 +31,7 @@ from prior.train import train as train_prior
 from prior.train_meaning import MeaningTraining
 from prior.train_text import TextConfig
 from steering.calibrate import CalibrationConfig
+from steering.train_feedback import ClipFeedbackTraining
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 KINDS: dict[str, type[Config]] = {  # by the start of the file's name
@@ -43,6 +44,7 @@ KINDS: dict[str, type[Config]] = {  # by the start of the file's name
     "text_": TextConfig,
     "meaning_": MeaningTraining,
     "calibrate_": CalibrationConfig,
+    "clip_": ClipFeedbackTraining,
 }
 ALEXNETS = ("alexnet_lrm1", "alexnet_lrm2", "alexnet_lrm3")
 FOLDERS = ("n01440764", "n01443537", "n01484850")  # tench, goldfish, great white shark: ImageNet's first

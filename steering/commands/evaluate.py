@@ -24,10 +24,12 @@ examples:
   steer evaluate triplets --source FOLDER --output t.csv    write down which images make the scenes
   steer evaluate search --source DATA --output r.json       searching crowded scenes
   steer evaluate robustness --source DATA --output r.json   attacks and corruptions
+  steer evaluate composites --model clip:FOLDER --source DATA    a CLIP; its names are those of the images' classes
   steer evaluate brain --brain BRAIN92                      similarity with inferior temporal cortex
   steer evaluate brain --responses mine.npz                 encode your own responses; see docs/brain.md
 
-DATA is a folder of Tiny ImageNet parquet files. Without --source it is zh-plus/tiny-imagenet from the hub.
+DATA is a folder of Tiny ImageNet parquet files. Without --source it is zh-plus/tiny-imagenet from the hub. A CLIP takes
+the names of its classes: those of the labels, of the folders, or of a classes.json beside the images.
 """
 
 
@@ -37,7 +39,7 @@ def make_parser() -> options.Parser:
     parser = options.Parser("evaluate", usage, "Measure what steering does, and what it does not.", EPILOG)
     described = "; ".join(f"{name}: {text}" for name, text in COMMANDS.items())
     parser.add_argument("what", metavar="WHAT", choices=tuple(COMMANDS), help=described)
-    parser.add_argument("--model", help=f"a name, or a model's folder ({options.MODEL_DEFAULT})")
+    parser.add_argument("--model", help=f"a name, a model's folder, or clip:… ({options.MODEL_DEFAULT})")
     parser.add_argument("--prior", metavar="NAME", help="the model's own (default), or class-names")
     parser.add_argument("--device", help="cpu, cuda, mps, … (default: cuda, then mps, then cpu)")
     parser.add_argument("--source", default=Asked.source, help="labelled images: a folder or a name on the hub")

@@ -37,6 +37,8 @@ examples:
   steer --query "a dog" --prior class-names photo.jpg              a prior that needs no training
   steer --query "a dog" --model alexnet_lrm3 photo.jpg             a published ImageNet model and its prior
   steer --query "a dog - grass" --query "2:a dog + a cat" photo.jpg    arithmetic; image:FILE is a term, too
+  steer --query "a red car" --model clip:ViT-B-32:laion2b_s34b_b79k photo.jpg    any words, with a CLIP
+  steer --query "a cat" --against "a dog, a fox, grass" --model clip:FOLDER photo.jpg
   steer --list-classes
 
 complete options with the Tab key:
@@ -45,6 +47,7 @@ complete options with the Tab key:
 other commands:
   steer index photos/      index folders; see steer index --help
   steer search "a dog"     search them by looking; see steer search --help
+  steer calibrate photos/  fit the verdicts of a CLIP; see steer calibrate --help
   steer evaluate all       measure what steering does; see steer evaluate --help
 
 exit codes: 0 done, 1 some images failed, 2 wrong usage, 3 the network has no eyes for the only query (UNKNOWN)
@@ -93,6 +96,12 @@ def make_parser(*, takes_images: bool = True) -> options.Parser:
     steering = parser.add_argument_group("steering")
     options.add_model(steering)
     options.add_language(steering)
+    steering.add_argument(
+        "--against",
+        type=options.words,
+        metavar="WORDS",
+        help="of a CLIP: set the query against these, joined by commas, instead of a bank of common things",
+    )
     steering.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -145,8 +154,10 @@ def run(argv: Sequence[str]) -> int:
 
         from steering.steerer import Steerer
 
-        loaded = {name: getattr(given, name) for name in ("prior", "text", "device", "dtype", "detail")}
+        loaded = {name: getattr(given, name) for name in ("prior", "text", "templates", "device", "dtype", "detail")}
         steerer = Steerer.load(given.model, **loaded)
+        if given.against is not None:
+            steerer = steerer.against(given.against.split(","))
         goals: list[Any] = []  # a query that cannot be understood is reported before the first image
         goals += [steerer.goal(query, seed=given.seed) for query in given.queries]
         goals += [_prototype(steerer, name, given.model) for name in given.prototypes]

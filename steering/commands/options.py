@@ -4,7 +4,8 @@ Errors of the library begin with the name of an argument ("strength: got …") o
 become the options that a user types ("--strength: got …", "--retry").
 
 Unusual: a query may begin with a dash ("-a dog"), though argparse takes such a word for an option. A word of several
-letters behind a single dash that is no option is taken as it stands.
+letters behind a single dash that is no option is taken as it stands. An option that may stand alone takes the next word
+only if it is one of its choices: in `--preview "a dog"`, the words are the query.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MOST = 1_000_000_000
 GALLERY_VARIABLE = "STEER_GALLERY"
+TEMPLATES = ("none", "simple", "imagenet")  # as in prior.templates, which imports torch
 MODEL_DEFAULT = f"default: ${MODEL_VARIABLE}, or {DEFAULT_MODEL}"
 _ARGUMENT = re.compile(r"^(\w+): (?=got |expected |its )")  # a file may be called like an argument
 _SWITCH = re.compile(r"\b(\w+)=True\b")
@@ -58,13 +60,18 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self._joined(sys.argv[1:] if args is None else args), namespace)
 
     def _joined(self, words: Sequence[str]) -> list[str]:
-        """The same arguments, where "--query", "-a dog" became "--query=-a dog"."""
+        """The same arguments, where "--query", "-a dog" became "--query=-a dog"; "--preview" has its value, too."""
         joined: list[str] = []
         rest = iter(words)
         for word in rest:
             option = self._option_string_actions.get(word)
             if word == "--":
                 return [*joined, word, *rest]
+            if option is not None and option.nargs == "?":
+                value = next(rest, None)
+                chosen = value is not None and value in (option.choices or ())
+                joined.append(f"{word}={value if chosen else option.const}")
+                return joined if value is None else [*joined, *self._joined([*([] if chosen else [value]), *rest])]
             value = next(rest, None) if option is not None and option.nargs is None else None
             if option is None or value is None:
                 joined.append(word)
@@ -178,7 +185,8 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     """Add the options for the model and its device."""
     parser.add_argument(
         "--model",
-        help=f"a name or a model's folder ({MODEL_DEFAULT}), or a published model: {', '.join(PUBLISHED_MODELS)}",
+        help=f"a name or a model's folder ({MODEL_DEFAULT}); a CLIP, which takes any words: clip:NAME:TAG, "
+        f"clip:NAME:FILE or clip:FOLDER; or a published model: {', '.join(PUBLISHED_MODELS)}",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, … (default: cuda, then mps, then cpu)")
 
@@ -188,8 +196,14 @@ def add_language(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> N
     parser.add_argument(
         "--prior",
         metavar="NAME",
-        help="what turns words into goals: the model's own (default), class-names (needs no training), or a file of "
-        "prior.train",
+        help="what turns words into goals: the model's own (default; of a CLIP the text embedding itself, identity), "
+        "class-names (needs no training), a file of prior.train, or for a CLIP a list of names, FILE.txt",
+    )
+    parser.add_argument(
+        "--templates",
+        choices=TEMPLATES,
+        default="none",
+        help="sentences that the words for a CLIP are put into and averaged over: none (default), seven, or eighty",
     )
     parser.add_argument(
         "--text",

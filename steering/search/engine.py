@@ -34,14 +34,16 @@ class Indexed:
 
     Attributes:
         image: as it was read.
-        output: (M,) logits, float32.
-        places: (M,) class evidence by places, float32.
+        output: (M,) logits, float32; or an embedding. See `Network.kept`.
+        evidence: (M,), of length 1, float32: what the first stage of a search compares with.
+        sees: the likeliest class by places.
         packed: what a steered pass starts from, if it is kept.
     """
 
     image: Decoded
     output: np.ndarray
-    places: np.ndarray
+    evidence: np.ndarray
+    sees: str
     packed: bytes | None = None
 
 
@@ -101,10 +103,11 @@ def first_passes(
 
 def _pass(network: Network, images: Sequence[Decoded], batch: int, keep: bool) -> Iterator[Indexed]:
     glance = network.glance(network.as_input(pad([image.pixels for image in images], batch)))
-    outputs, places = glance.output.float().cpu().numpy(), glance.places.float().cpu().numpy()
+    outputs, evidence = network.kept(glance)
+    sees = [network.class_names[index] for index in glance.places.argmax(1).tolist()]
     packed = network.pack(glance) if keep else [None] * batch
     for row, image in enumerate(images):
-        yield Indexed(image, outputs[row], places[row], packed[row])
+        yield Indexed(image, outputs[row], evidence[row], sees[row], packed[row])
 
 
 def pad(pixels: Sequence[np.ndarray], batch: int) -> np.ndarray:

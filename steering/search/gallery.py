@@ -66,6 +66,9 @@ class Gallery:
     ) -> Gallery:
         """The gallery in a folder, or at an address of an object store. It is made if there is none.
 
+        A gallery keeps what several models saw, each in tables of its own. Those of the first model lie in the folder,
+        the others below `models/` in it. Each is brought up to date by itself.
+
         Args:
             steerer: what `Steerer.load()` gives by default.
             create: whether to make a gallery if there is none.
@@ -75,8 +78,8 @@ class Gallery:
             storage_options: how to reach an object store; see Lance.
 
         Raises:
-            GalleryError: there is no gallery and none is to be made; it is damaged; it was made with another network
-                or by another version of this program; or it keeps something else.
+            GalleryError: there is no gallery and none is to be made; it is damaged; it was made with other networks
+                alone or by another version of this program; or it keeps something else.
             ValueError: `keep` is none of these.
         """
         if keep is not None and keep not in get_args(Keep):
@@ -86,14 +89,12 @@ class Gallery:
         made_by = (str(network.card["name"]), str(network.card.get("sha256", "")))
         side = 0 if keep == "nothing" else network.preprocessing.size
         aspect = network.preprocessing.keeps_aspect
-        card = GalleryCard(*made_by, len(network.class_names), side, keep == "first-pass", keeps_aspect=aspect)
+        vectors: dict[str, Any] = {"keeps_aspect": aspect, "full": network.is_open}
+        card = GalleryCard(*made_by, network.width, side, keep == "first-pass", **vectors)
         store = Store.open(path, card if create else None, storage_options)
+        if not store.card.is_of(card):  # what another model saw is kept beside it
+            store = _beside(store, card, create=create)
         made = store.card
-        if (made.backbone_sha256, made.classes) != (card.backbone_sha256, card.classes):
-            raise GalleryError(
-                f"{printable(store.uri)} was made with {made.model} ({made.backbone_sha256[:8]}), not with "
-                f"{card.model} ({card.backbone_sha256[:8]}): index with this model into another gallery"
-            )
         if keep is not None and (made.side, made.first_pass) != (card.side, card.first_pass):
             kept = "the first pass" if made.first_pass else "pixels" if made.side else "nothing"
             raise GalleryError(
@@ -147,12 +148,10 @@ class Gallery:
         engine = engine or local_engine(self.steerer.network, workers, first_pass=self.store.card.first_pass)
         return update(
             self.store,
-            self.steerer.class_names,
             source,
             engine,
             retry=retry,
             prune=prune,
-            keep_pixels=self.store.card.side > 0,
             exclude=exclude,
             include_all=include_all,
             progress=progress,
@@ -169,11 +168,15 @@ class Gallery:
         return ({**row, "path": to_path(row["path"])} for batch in batches for row in batch.to_pylist())
 
     def vectors(self, where: str | None = None) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-        """What the first pass saw, in batches and no order: paths, outputs (b, M) in logits, class evidence (b, M)."""
+        """What the first pass saw, in batches and no order: paths, outputs (b, M) in logits, class evidence (b, M).
+
+        Of a CLIP these are embeddings, and the same at unit length.
+        """
+        power = 1 if self.store.card.full else 2
         self.store.count(where)
         batches = self.store.images.batches(("path", "output", "evidence"), where)
         return (
-            (list(map(to_path, batch["path"].to_pylist())), matrix(batch["output"]), matrix(batch["evidence"]) ** 2)
+            (list(map(to_path, batch["path"].to_pylist())), matrix(batch["output"]), matrix(batch["evidence"]) ** power)
             for batch in batches
         )
 
@@ -199,7 +202,8 @@ class Gallery:
             rerank: number of the nearest candidates to look at; some others are drawn at random and looked at, too
                 (`steering.search.candidates`). With 0, the first stage alone ranks the images.
             where: an SQL condition on the columns of `images`, such as `width > 500 AND path LIKE '%/2024/%'`.
-            threshold: least probability of a hit.
+            threshold: least probability of a hit. None lists all that were ranked; of a CLIP those that are likelier
+                relevant than not (`steering.cutoff`).
             fold: whether images that are the same to the eye are one hit.
             anyway: whether to rank images by words that the network has no eyes for. The answer to these is `unknown`,
                 and without `anyway` there are no hits.
@@ -291,6 +295,22 @@ class Gallery:
         from steering.search.duplicates import groups
 
         return groups(self.store, near=near)
+
+
+def _beside(store: Store, card: GalleryCard, *, create: bool) -> Store:
+    """The tables of another model in the gallery of `store`. Raises GalleryError if there are none."""
+    place = f"{store.uri.rstrip('/')}/models/{card.backbone_sha256[:16]}"
+    try:
+        other = Store.open(place, card if create else None, store.images.options)
+    except GalleryError:
+        made = store.card
+        raise GalleryError(
+            f"{printable(store.uri)} was made with {made.model} ({made.backbone_sha256[:8]}), not with {card.model} "
+            f"({card.backbone_sha256[:8]}): `steer index FOLDER --model {card.model}` adds what this model sees"
+        ) from None
+    if not other.card.is_of(card):
+        raise GalleryError(f"{printable(place)} was made with {other.card.model}, not with {card.model}: delete it")
+    return other
 
 
 def _shape(hit: Hit, longest: int = 384) -> tuple[int, int]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from steering.cutoff import NOTE
 from steering.evidence import Answer
 from steering.goals import Goal
+from steering.network import Network
 from steering.search.candidates import Candidate
 from steering.search.files import to_path
 from steering.search.looks import Looks
@@ -72,6 +74,7 @@ class Hits(list[Hit]):
             verdict, and where the answer is `unknown`.
         seconds: how long the search took.
         is_unknown: whether the network has no eyes for the goal.
+        is_calibrated: False where the probabilities are guesses; see `steering.cutoff`.
     """
 
     def __init__(
@@ -83,10 +86,13 @@ class Hits(list[Hit]):
         prevalence: Prevalence | None,
         seconds: float,
         is_unknown: bool = False,
+        *,
+        is_calibrated: bool = True,
     ) -> None:
         super().__init__(hits)
         self.goal, self.images, self.looked_at = goal, images, looked_at
-        self.prevalence, self.seconds, self.is_unknown = prevalence, seconds, is_unknown
+        self.prevalence, self.seconds = prevalence, seconds
+        self.is_unknown, self.is_calibrated = is_unknown, is_calibrated
 
     @property
     def query(self) -> str:
@@ -116,8 +122,9 @@ class Hits(list[Hit]):
 
     @property
     def notes(self) -> list[str]:
-        """What must be known of the query: what is not looked at, and why it is unfamiliar."""
-        return [*self.goal.notes, *([self.goal.unfamiliar] if self.goal.unfamiliar else [])]
+        """What must be known of the query: what is not looked at, why it is unfamiliar, and what is a guess."""
+        guessed = [] if self.is_calibrated else [NOTE]
+        return [*self.goal.notes, *([self.goal.unfamiliar] if self.goal.unfamiliar else []), *guessed]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -125,6 +132,7 @@ class Hits(list[Hit]):
         return {
             "query": self.query,
             "answer": self.answer,
+            "calibrated": self.is_calibrated,
             "images": self.images,
             "looked_at": self.looked_at,
             "prevalence": None if prevalence is None else prevalence.as_dict(),
@@ -137,15 +145,13 @@ class Hits(list[Hit]):
         }
 
 
-def direction(goal: Goal) -> np.ndarray:
-    """What the first stage compares images with: the goal's class probabilities q at length 1; (M,) float32.
+def direction(network: Network, goal: Goal) -> np.ndarray:
+    """What the first stage compares images with, (M,) float32; see `Network.direction`.
 
-    Its cosine with the square root of an image's class evidence p is Σ q_c √p_c / |q|. For a goal of one class, this
-    ranks images by the probability of that class. For a goal with terms, the combined goal takes away what should not
-    be there. For a complement ("- a cat") the direction is turned round, so that the images least like a cat lead.
+    For a goal with terms, the combined goal takes away what should not be there. For a complement ("- a cat") the
+    direction is turned round, so that the images least like a cat lead.
     """
-    chances = goal.vector.float().softmax(-1).cpu().numpy()
-    towards = chances / np.linalg.norm(chances)
+    towards = network.direction(goal.vector)
     return -towards if goal.is_complement else towards
 
 

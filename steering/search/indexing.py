@@ -37,15 +37,13 @@ class Indexer:
     def __init__(
         self,
         store: Store,
-        class_names: Sequence[str],
         selection: Selection,
         *,
         retry: bool,
         prune: bool,
-        keep_pixels: bool,
     ) -> None:
-        self.store, self.class_names, self.selection = store, class_names, selection
-        self.retry, self.prune, self.keep_pixels = retry, prune, keep_pixels
+        self.store, self.selection = store, selection
+        self.retry, self.prune = retry, prune
         self.report = Report(**selection.counts())
         self._known: Known = {name: (size, modified, sha) for name, size, modified, sha in store.known()}
         self._reasons = store.reasons()
@@ -206,7 +204,7 @@ class Indexer:
             return
         store.skipped.delete([row.image.name for row in rows if self._may_be_skipped(row.image.name)])
         if rows:
-            store.images.upsert(new_rows(rows, self.class_names, keep_pixels=self.keep_pixels))
+            store.images.upsert(new_rows(rows, store.card))
         for copies, olds in moved_rows(store, self._moved, self._moves.renamed):
             store.images.upsert(copies, without=olds)
         self._moves.committed(self._moved)
@@ -252,13 +250,11 @@ class Indexer:
 
 def update(
     store: Store,
-    class_names: Sequence[str],
     source: Any,
     engine: Engine,
     *,
     retry: bool = False,
     prune: bool = False,
-    keep_pixels: bool = True,
     exclude: str | Sequence[str] = (),
     include_all: bool = False,
     progress: Callable[[Iterator[Any], int | None, Report], Iterator[Any]] | None = None,
@@ -266,7 +262,7 @@ def update(
     """Bring a store up to date with a source; see `steering.search.gallery.Gallery.add`."""
     start = time.monotonic()
     selection = Selection(exclude, include_all=include_all)
-    indexer = Indexer(store, class_names, selection, retry=retry, prune=prune, keep_pixels=keep_pixels)
+    indexer = Indexer(store, selection, retry=retry, prune=prune)
     tasks, count = indexer.plan(source)
     results = _results(indexer, engine, tasks)
     try:

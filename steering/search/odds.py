@@ -34,6 +34,7 @@ PRESENT_FROM = 8.0  # Bayes factor from which on the gallery shows the goal; see
 ABSENT_UP_TO = 0.02  # Bayes factor up to which it does not
 ALIKE_SHARE, ALIKE_IMAGES = 0.04, 2.0  # more than this share and so many images are no look-alikes
 RESAMPLES, TAIL = 200, 0.025  # bootstrap; the interval holds 95 %
+RELEVANT = 0.8  # probability from which on a single look says that open words are relevant
 SUPPOSED = 0.982, 0.018  # probabilities of the looks that are assumed beforehand in a stratum
 
 
@@ -80,6 +81,22 @@ def prevalence(alone: np.ndarray, weights: np.ndarray, strata: np.ndarray, *, se
     high = np.quantile(_share(looks, several, CAUTION - SPREAD), 1 - TAIL)
     high = 1.0 if high > 1 - 1 / images else float(high)
     return Prevalence(share, min(float(low), share), max(high, share), factor, answer)
+
+
+def relevance(alone: np.ndarray, weights: np.ndarray) -> Prevalence:
+    """How much of a gallery is relevant to open words, by the probabilities of single looks.
+
+    These have been set against images at large already (`steering.cutoff`), so nothing is corrected. The answer is that
+    of the likeliest image: `present` from the threshold of a verdict on, `absent` up to one half.
+
+    Args:
+        alone, weights: as in `prevalence`.
+    """
+    total = float(weights.sum())
+    low, share, high = (float(weights[alone >= least].sum()) / total for least in (RELEVANT, 0.5, 1 - RELEVANT))
+    best = float(alone.max())
+    answer: Answer = "present" if best >= RELEVANT else "unsure" if best >= 0.5 else "absent"
+    return Prevalence(share, low, high, float((weights * np.exp(_log_odds(alone))).sum() / total), answer)
 
 
 def present_from(images: float) -> float:

@@ -12,12 +12,13 @@ import pyarrow as pa
 from einops import rearrange
 
 from lrm_core.feedback import Strength
+from steering.cutoff import LEAST, SAMPLE, for_search, is_calibrated
 from steering.goals import Goal
 from steering.search.candidates import Candidate, choose
 from steering.search.files import is_gone, to_key
 from steering.search.hits import Hit, Hits, direction, ranked, unseen
 from steering.search.looks import look_for
-from steering.search.odds import prevalence
+from steering.search.odds import prevalence, relevance
 from steering.search.schema import SHOWN
 from steering.search.store import Store
 from steering.seek import is_unknown
@@ -41,11 +42,14 @@ def find(
 ) -> Hits:
     """Search a gallery for a goal. The arguments and errors are those of `Gallery.search`."""
     start = time.perf_counter()
+    calibrated = True
+    if steerer.network.is_open:
+        calibrated, steerer = is_calibrated(steerer), for_search(steerer, _some(store))
     total, unknown = store.count(where), is_unknown(steerer.verdicts, goal)
     if unknown and not anyway:
         return Hits([], goal, total, 0, None, time.perf_counter() - start, is_unknown=True)
     choice: dict[str, Any] = {"looks": rerank, "top": top, "where": where, "fold": fold, "seed": seed}
-    chosen = choose(store, direction(goal), total, **choice)
+    chosen = choose(store, direction(steerer.network, goal), total, **choice)
     candidates = [*chosen.nearest, *chosen.drawn]
     rows = [candidate.row for candidate in candidates]
     looks = look_for(store, steerer, goal, rows, strength=strength, passes=passes)
@@ -56,17 +60,24 @@ def find(
     if looks.alone is not None and looks.seen.any() and not unknown:
         weights, strata = (np.array([getattr(c, key) for c in candidates]) for key in ("weight", "stratum"))
         estimate = prevalence(looks.alone[looks.seen], weights[looks.seen], strata[looks.seen])
-    hits = ranked(candidates, looks, estimate, steerer.verdicts, goal)
+        if steerer.network.is_open:
+            estimate = relevance(looks.alone[looks.seen], weights[looks.seen])
+    frequent = None if steerer.network.is_open else estimate  # standing among images has told of it already
+    hits = ranked(candidates, looks, frequent, steerer.verdicts, goal)
     hits += map(unseen, chosen.unseen)
+    if threshold is None and steerer.network.is_open and looks.alone is not None and candidates:
+        threshold = LEAST
     if threshold is not None:
         hits = [hit for hit in hits if hit.probability is not None and hit.probability >= threshold]
     numbered = [_numbered(hit, rank) for rank, hit in enumerate(hits[:top], start=1)]
-    return Hits(numbered, goal, total, len(candidates), estimate, time.perf_counter() - start, unknown)
+    seconds = time.perf_counter() - start
+    guessed = looks.alone is not None and bool(candidates) and not calibrated
+    return Hits(numbered, goal, total, len(candidates), estimate, seconds, unknown, is_calibrated=not guessed)
 
 
 def pages(store: Store, steerer: Steerer, goal: Goal, where: str | None, page: int) -> Iterator[Hit]:
     """Every image of a gallery, the nearest first. Each page of images is looked at and ranked by itself."""
-    scores, names = _scores(store, direction(goal), where)
+    scores, names = _scores(store, direction(steerer.network, goal), where)
     order = np.argsort(-scores, kind="stable")
     rank = 0
     for start in range(0, len(order), page):
@@ -76,6 +87,12 @@ def pages(store: Store, steerer: Steerer, goal: Goal, where: str | None, page: i
         for hit in ranked([Candidate(row) for row in rows], looks, None, steerer.verdicts, goal):
             rank += 1
             yield _numbered(hit, rank)
+
+
+def _some(store: Store) -> np.ndarray:
+    """Some embeddings of a gallery, (n, M), of unit length."""
+    rows = store.sample(("evidence",), SAMPLE)
+    return np.array([row["evidence"] for row in rows], np.float32).reshape(len(rows), -1)
 
 
 def matrix(column: pa.Array) -> np.ndarray:

@@ -10,18 +10,18 @@ from einops import rearrange
 
 from steering.search.decode import Same
 from steering.search.engine import Indexed
-from steering.search.schema import image_schema, timestamps
+from steering.search.schema import GalleryCard, image_schema, timestamps
 from steering.search.store import Store
 
 COPIED = 256  # rows that are copied at a time
 
 
-def new_rows(images: Sequence[Indexed], class_names: Sequence[str], *, keep_pixels: bool) -> pa.Table:
+def new_rows(images: Sequence[Indexed], card: GalleryCard) -> pa.Table:
     """A row for each image."""
-    schema = image_schema(len(class_names))
+    schema = image_schema(card.classes, card.full)
     read = [image.image for image in images]
-    outputs = np.stack([image.output for image in images]).astype(np.float16)
-    places = np.stack([image.places for image in images])
+    number = np.float32 if card.full else np.float16
+    outputs, evidence = (np.stack([getattr(image, part) for image in images]) for part in ("output", "evidence"))
 
     def vectors(values: np.ndarray, name: str) -> pa.Array:
         flat = pa.array(rearrange(values, "b m -> (b m)"))
@@ -34,11 +34,11 @@ def new_rows(images: Sequence[Indexed], class_names: Sequence[str], *, keep_pixe
         "sha256": [image.sha256 for image in read],
         "width": [image.width for image in read],
         "height": [image.height for image in read],
-        "sees": [class_names[index] for index in places.argmax(1)],
+        "sees": [image.sees for image in images],
         "difference_hash": [image.difference_hash for image in read],
-        "output": vectors(outputs, "output"),
-        "evidence": vectors(np.sqrt(places).astype(np.float16), "evidence"),
-        "pixels": [image.pixels.tobytes() if keep_pixels else None for image in read],
+        "output": vectors(outputs.astype(number), "output"),
+        "evidence": vectors(evidence.astype(number), "evidence"),
+        "pixels": [image.pixels.tobytes() if card.side else None for image in read],
         "first_pass": [image.packed for image in images],
     }
     return pa.table(columns, schema=schema)
@@ -53,7 +53,7 @@ def moved_rows(store: Store, moved: Sequence[tuple[str, Same]], gone: Set[str]) 
         moved: pairs of the old name in the gallery and the image as it is now. An old name may come again.
         gone: the old names that are not to stay.
     """
-    schema = image_schema(store.card.classes)
+    schema = image_schema(store.card.classes, store.card.full)
     last = {old: image.name for old, image in moved}
     for start in range(0, len(moved), COPIED):
         part = moved[start : start + COPIED]

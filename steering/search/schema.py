@@ -20,11 +20,12 @@ class GalleryCard:
     Attributes:
         model: name of the network.
         backbone_sha256: hash of its weights.
-        classes: width M of an output.
+        classes: width M of a goal: of an output, or of an embedding.
         side: side of the stored images, in pixels, or the short side if they keep their aspect; 0 if none are stored.
         first_pass: whether what a steered pass starts from is stored.
         format: version of the tables' format.
         keeps_aspect: whether the stored images keep their aspect.
+        full: whether vectors are kept in single precision. Embeddings are; outputs are kept in half precision.
     """
 
     model: str
@@ -34,6 +35,11 @@ class GalleryCard:
     first_pass: bool = False
     format: int = FORMAT
     keeps_aspect: bool = False
+    full: bool = False
+
+    def is_of(self, other: GalleryCard) -> bool:
+        """Whether both were made with the same network."""
+        return (self.backbone_sha256, self.classes) == (other.backbone_sha256, other.classes)
 
     @property
     def frame(self) -> Frame:
@@ -41,18 +47,18 @@ class GalleryCard:
         return Frame(self.side, self.keeps_aspect)
 
 
-def image_schema(classes: int) -> pa.Schema:
+def image_schema(classes: int, full: bool = False) -> pa.Schema:
     """The columns of `images.lance`.
 
     - `path`: key of the image (`steering.search.files.to_key`).
     - `sees`: likeliest class by places.
     - `difference_hash`: see `steering.search.decode.difference_hash`.
-    - `output`: logits of the first pass.
-    - `evidence`: square root of the class evidence by places, of length 1.
+    - `output`: logits of the first pass, or an embedding.
+    - `evidence`: of length 1: the square root of the class evidence by places, or an embedding. See `Network.kept`.
     - `pixels`: (h, w, 3) bytes, what the network saw; null where they are not kept. The frame tells h and w.
     - `first_pass`: what a steered pass starts from (`Network.pack`); null where it is not kept.
     """
-    vector = pa.list_(pa.float16(), classes)
+    vector = pa.list_(pa.float32() if full else pa.float16(), classes)
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False, metadata=KEY),

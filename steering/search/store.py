@@ -70,7 +70,7 @@ class Store:
             metadata = {"gallery": json.dumps(asdict(card))}
             try:
                 Table(_join(address, "skipped.lance"), options).create(SKIPPED_SCHEMA)
-                images.create(image_schema(card.classes).with_metadata(metadata))
+                images.create(image_schema(card.classes, card.full).with_metadata(metadata))
             except (OSError, ValueError) as error:
                 if isinstance(error, GalleryError):
                     raise

@@ -1,5 +1,6 @@
 """Training of feedback beside a frozen backbone: pictures, kept scenes, goals, and a run that resumes."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -141,6 +142,19 @@ def test_kept_scenes_of_other_settings_are_refused(config: FeedbackTraining):
     train(config.model_copy(update={"steps": 1}))
     with pytest.raises(ValueError, match="holds scenes of other settings"):
         train(config.model_copy(update={"steps": 1, "size": 64}))
+
+
+@pytest.mark.parametrize("command", ["lrm_core.train", "lrm_core.train_feedback"])
+def test_a_clip_leads_to_the_command_for_it(command: str, capsys):
+    name = "lrm_mini.yaml" if command == "lrm_core.train" else "feedback_lite.yaml"
+    config = Path(__file__).resolve().parents[2] / "configs" / name
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(command).main(["--config", str(config), "backbone=clip:ViT-B-32:openai"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "backbone: got clip:ViT-B-32:openai, expected no CLIP; the feedback of a CLIP is trained by python -m "
+        "steering.train_feedback --config configs/clip_feedback.yaml model=clip:ViT-B-32:openai\n"
+    )
 
 
 def test_scenes_that_are_not_kept_are_composed_in_every_step(config: FeedbackTraining, tmp_path: Path):

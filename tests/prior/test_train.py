@@ -118,3 +118,17 @@ def test_classes_that_do_not_fit_the_outputs_are_refused(material, tmp_path):
     config = configuration(material, tmp_path / "run", classes=str(tmp_path / "classes.json"))
     with pytest.raises(ValueError, match=r"classes\.json has 2 classes, .* outputs of 4; expected the same number"):
         train(config)
+
+
+def test_keys_of_a_classifier_and_of_a_clip_are_not_mixed(material, tmp_path):
+    with pytest.raises(ValueError, match=r"outputs: got .*o\.safetensors' beside pairs, expected one of the two"):
+        train(configuration(material, tmp_path, pairs="p.safetensors"))
+    with pytest.raises(ValueError, match="classes: got none, expected outputs, text_encoder and classes, or pairs"):
+        train(configuration(material, tmp_path, classes=None))
+    alone = {"outputs": None, "text_encoder": None, "classes": None, "nouns": None, "held_out": None}
+    vectors = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    pairs = {"texts": vectors, "says": torch.arange(6), "images": vectors.flip(0), "shows": torch.arange(6)}
+    card = {"kind": "pairs", "model": "toy", "backbone_sha256": "abc", "source": "toy"}
+    save_weights(tmp_path / "p.safetensors", pairs, card)
+    with pytest.raises(ValueError, match=r"test_share: got 1\.5"):
+        train(configuration(material, tmp_path, **alone, pairs=str(tmp_path / "p.safetensors"), test_share=1.5))

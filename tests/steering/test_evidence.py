@@ -8,6 +8,7 @@ import torch
 
 from steering.evidence import (
     FEATURES,
+    LEAST_SUPPORT,
     Seen,
     Verdict,
     expand,
@@ -140,3 +141,15 @@ def test_damaged_and_foreign_verdicts_are_refused(tmp_path):
         path.write_text(json.dumps({"features": FEATURES, "backbone_sha256": "abc", **verdicts}))
         with pytest.raises(ValueError, match="does not hold verdicts"):
             load_verdicts(path, "abc")
+
+
+def test_nothing_is_present_that_no_reading_gives_weight():
+    count = len(FEATURES)
+    weights = (9.0, *(0.0 for _ in range(count + count * (count + 1) // 2)))
+    sure = Verdict((0.0,) * count, (1.0,) * count, weights)
+    values = torch.full((3, count), -9.0)
+    values[1, FEATURES.index("support by places")] = LEAST_SUPPORT
+    values[2, FEATURES.index("support after")] = LEAST_SUPPORT - 0.01
+    chances = sure.probability(values).tolist()
+    assert chances == pytest.approx([0.79, 1 / (1 + math.exp(-9)), 0.79])
+    assert [sure.answer(chance) for chance in chances] == ["unsure", "present", "unsure"]

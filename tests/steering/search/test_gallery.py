@@ -29,7 +29,7 @@ def filled(gallery: Gallery, photos) -> Gallery:
 
 def test_the_first_stage_ranks_by_the_cosine_of_class_evidence_and_goal(filled: Gallery, contents):
     hits = filled.search("a cat", top=12, rerank=0)
-    query = direction(filled.goal("a cat"))
+    query = direction(filled.steerer.network, filled.goal("a cat"))
     expected = {
         path: float(np.dot(row["evidence"], query) / np.linalg.norm(row["evidence"]))
         for path, row in contents(filled).items()

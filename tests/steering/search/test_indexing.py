@@ -381,13 +381,20 @@ def test_old_versions_are_dropped_and_fragments_joined(gallery: Gallery, photos,
     assert len(newest.versions()) == 1
 
 
-def test_a_gallery_of_another_network_is_refused(gallery: Gallery, tmp_path: Path, toy: Steerer, photos):
+def test_what_another_network_sees_is_kept_beside_it(gallery: Gallery, tmp_path: Path, toy: Steerer, photos):
     gallery.add(photos(1), workers=0)
     seen = toy.network
     card = {**seen.card, "sha256": "0123456789", "name": "other"}
     other = toy.with_network(Network(seen.model, card, seen.preprocessing, seen.defaults, seen.device))
-    with pytest.raises(GalleryError, match=r"was made with toy \(.{8}\), not with other \(01234567\)"):
-        Gallery.open(gallery.store.uri, other)
+    with pytest.raises(GalleryError, match=r"was made with toy \(.{8}\), not with other \(01234567\): `steer index"):
+        Gallery.open(gallery.store.uri, other, create=False)
+    beside = Gallery.open(gallery.store.uri, other)
+    assert (len(gallery), len(beside)) == (1, 0)
+    report = beside.add(photos(3)[0].parent, workers=0)
+    assert (report.new, len(gallery)) == (3, 1)
+    again = Gallery.open(gallery.store.uri, other, create=False)
+    assert again.add(photos(3)[0].parent, workers=0).unchanged == 3
+    assert Gallery.open(gallery.store.uri, toy, create=False).store.uri == gallery.store.uri
 
 
 def test_what_is_no_gallery_is_told(tmp_path: Path, toy: Steerer):

@@ -1,0 +1,51 @@
+"""Small CLIPs that tests make themselves, in the formats in which real ones are published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "vit": {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 16, "layers": 4},
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 2], "width": 16, "patch_size": None},
+    "timm": {
+        "timm_model_name": "test_vit",
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+        "image_size": 160,
+    },
+}
+TEXT = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+WIDTH = {"vit": 48, "resnet": 48, "timm": 64}
+
+
+def configuration(kind: str) -> dict[str, Any]:
+    """OpenCLIP's configuration of a small model: `vit`, `resnet`, or `timm`, pooled by attention as in SigLIP."""
+    return {"embed_dim": WIDTH[kind], "vision_cfg": SHAPES[kind], "text_cfg": TEXT}
+
+
+def make_open_clip(folder: Path, kind: str = "vit", seed: int = 0) -> Any:
+    """Write a randomly initialised model as OpenCLIP saves it into a folder. Returns the model."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"test-{kind}-{seed}"
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(configuration(kind)))
+    open_clip.add_model_config(path)
+    path.unlink()
+    torch.manual_seed(seed)
+    model = open_clip.create_model(name).eval()
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    card = {
+        "model_cfg": configuration(kind),
+        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(card))
+    return model
