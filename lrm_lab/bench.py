@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -19,10 +20,14 @@ from lrm_core.model import LRM
 from lrm_core.trials import Triplets
 from lrm_lab.commands import Asked
 from lrm_lab.controls import WEIGHTS, find_controls, load_controls
+from lrm_lab.named import named
 from lrm_lab.triplets import triplets_for
 from prior.model import Prior
+from steering.catalogue import calibration_folder
+from steering.cutoff import SAMPLE, for_search, is_calibrated
 from steering.language import prior_file
 from steering.loading import find_model
+from steering.rollouts import run_unsteered
 from steering.steerer import Steerer
 
 NO_CONTROLS = (
@@ -37,7 +42,7 @@ class Bench:
 
     Attributes:
         asked: what was asked for.
-        steerer: the model that is measured.
+        steerer: the model that is measured, as users have it.
         network: the network of that model.
         scenes: number of scenes of each kind.
         draw: whether pictures that need the images are drawn while a part is measured.
@@ -58,9 +63,11 @@ class Bench:
 
     @cached_property
     def by_name(self) -> Steerer | None:
-        """The same model, whose prior is `class-names`. None if a prior was asked for."""
+        """The same model, whose prior is `class-names`. None if a prior was asked for, and for a CLIP."""
         asked = self.asked
-        return None if asked.prior else Steerer.load(asked.model, prior="class-names", device=asked.device)
+        if asked.prior or self.network.is_open:
+            return None
+        return Steerer.load(asked.model, prior="class-names", device=asked.device)
 
     @cached_property
     def other_priors(self) -> dict[str, Steerer]:
@@ -79,30 +86,48 @@ class Bench:
         return found
 
     @cached_property
+    def named(self) -> Steerer:
+        """The model with outputs over the classes of the images. A classifier has them already."""
+        return named(self.steerer, self.asked.source)
+
+    @cached_property
+    def judging(self) -> Steerer:
+        """The same with a verdict. A CLIP that nobody calibrated has the presumed one of `steering.cutoff`.
+
+        The images at large that it needs are the single images.
+        """
+        if not self.network.is_open or is_calibrated(self.named):
+            return self.named
+        network, pixels = self.named.network, self.single_images[0]
+        few = pixels[evenly(len(pixels), SAMPLE)]
+        kept = [network.kept(glance)[1] for glance in run_unsteered(network, few).glances]
+        return for_search(self.named, np.concatenate(kept))
+
+    @cached_property
     def images(self) -> tuple[Tensor, Tensor]:
         """Validation images (n, 3, s, s), pixels in 0–1, and their classes (n,)."""
         network = self.network
-        return image_tensors(self.asked.source, "valid", network.preprocessing.size, classes=network.card["classes"])
+        classes = None if network.is_open else network.card["classes"]  # a CLIP takes the classes of the images
+        return image_tensors(self.asked.source, "valid", network.preprocessing.size, classes=classes)
 
     @cached_property
     def single_images(self) -> tuple[Tensor, Tensor]:
         """The images that are looked at alone. They are evenly spaced, since a folder lists class by class."""
         pixels, labels = self.images
-        count = min(self.asked.images or (500 if self.asked.quick else len(labels)), len(labels))
-        rows = torch.arange(count) * len(labels) // count
+        rows = evenly(len(labels), self.asked.images or (500 if self.asked.quick else len(labels)))
         return pixels[rows], labels[rows]
 
     @cached_property
     def triplets(self) -> list[Triplets]:
         """Which images make the scenes."""
-        asked, classes = self.asked, len(self.network.class_names)
+        asked, classes = self.asked, len(self.named.class_names)
         return triplets_for(self.images[1], classes, count=self.scenes, seed=asked.seed, path=asked.triplets)
 
     @cached_property
     def controls(self) -> dict[str, LRM]:
-        """The trained controls of the model. Where there are none, one line on stderr says so."""
+        """The trained controls of the model. Where there are none, one line on stderr says so. A CLIP has none."""
         controls = {} if self.folder is None else load_controls(self.folder, self.network.device)
-        if not controls:
+        if not controls and not self.network.is_open:
             print(NO_CONTROLS.format(model=self.network.card["name"]), file=sys.stderr)
         return controls
 
@@ -131,6 +156,8 @@ class Bench:
             "passes": network.defaults.passes,
             "parts_sha256": self._parts(),
         }
+        if network.is_open:
+            header["verdict"] = "fitted" if is_calibrated(self.steerer) else "presumed"
         if not sees_images:
             return header
         return {
@@ -147,10 +174,20 @@ class Bench:
         return {"controls_sha256": {name: _short_hash(path) for name, path in paths.items()}}
 
     def _parts(self) -> dict[str, str]:
-        """Hashes of what makes goals and verdicts in the model's folder. A file that is not there is left out."""
+        """Hashes of what makes goals and verdicts in the model's folder. A file that is not there is left out.
+
+        Of a CLIP it is what was calibrated for it.
+        """
         names = ("prior.safetensors", "meaning.safetensors", "vocabulary.json", "verdict.json")
-        paths = [] if self.folder is None else [self.folder / name for name in names]
+        folder = calibration_folder(self.network.card["sha256"]) if self.network.is_open else self.folder
+        paths = [] if folder is None else [folder / name for name in names]
         return {path.stem: _short_hash(path) for path in paths if path.is_file()}
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """At most so many of `count` rows, evenly spaced, the first one included."""
+    chosen = min(count, most)
+    return torch.arange(chosen) * count // chosen
 
 
 def _short_hash(path: Path) -> str:

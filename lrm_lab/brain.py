@@ -170,10 +170,10 @@ def _spread(samples: Float[np.ndarray, " b"], name: str) -> dict[str, Any]:
 
 
 def _understood(steerer: Steerer, query: str, goal: Tensor) -> dict[str, Any]:
-    best = goal.topk(min(5, len(goal)))
-    names = [steerer.class_names[i] for i in best.indices.tolist()]
+    spelled, names = steerer.network.spelled(goal[None])[0], steerer.network.names_for(query)
+    best = spelled.topk(min(5, len(spelled)))
     return {
-        "top": [[name, value] for name, value in zip(names, best.values.tolist(), strict=True)],
+        "top": [[names[i], value] for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)],
         "familiarity": float(steerer.language.familiarity(steerer.language.embed([query]))[0]),
         "norm": float(goal.norm()),
     }

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from lrm_core.feedback import Strength
 from lrm_core.trials import Trials, top1
+from lrm_lab.named import over_classes
 from lrm_lab.statistics import CONSTANTS, rate_at
 from lrm_lab.trials import TopOne, constant_top_one, run_both
 from prior.captions import with_article
+from prior.text import TextEncoder
 from steering.network import Network
 from steering.rollouts import Unsteered, run_unsteered
 from steering.steerer import Steerer
@@ -33,7 +35,7 @@ CONTROL_NAMES = {
 
 
 def run_controls(
-    steerer: Steerer, trials: Trials, unsteered: Unsteered, goals: Float[Tensor, "m m"], trained: Mapping[str, Network]
+    steerer: Steerer, trials: Trials, unsteered: Unsteered, goals: Float[Tensor, "c m"], trained: Mapping[str, Network]
 ) -> dict[str, TopOne]:
     """Measure every control, over constants or weights. All controls take the goals that were made for `steerer`.
 
@@ -48,9 +50,10 @@ def run_controls(
     settings: dict[str, list[TopOne]] = {
         "constant": [constant_top_one(o, o, trials, CONSTANTS) for o in (unsteered.first, unsteered.last)]
     }
-    standard = (goals - goals.mean(1, keepdim=True)) / goals.std(1, keepdim=True)
+    wanted = over_classes(steerer.network, goals)
+    standard = (wanted - wanted.mean(1, keepdim=True)) / wanted.std(1, keepdim=True)
     settings["reweighted"] = [_reweighted(unsteered.first, trials, standard)]
-    if steerer.language.text.sees:
+    if has_image_tower(steerer):
         logits = zero_shot(steerer, trials)
         settings["zero_shot"] = [constant_top_one(logits, logits, trials, CONSTANTS)]
     for name, twin in trained.items():
@@ -74,9 +77,16 @@ def zero_shot(steerer: Steerer, trials: Trials, batch: int = 250) -> Float[Tenso
     return (similarity - similarity.mean()) / similarity.std(1).mean()
 
 
+def has_image_tower(steerer: Steerer) -> bool:
+    """Whether the text encoder has an image tower of its own, to compare with. A CLIP's is what looks itself."""
+    text = steerer.language.text
+    return isinstance(text, TextEncoder) and text.sees
+
+
 def similarities(steerer: Steerer, pixels: Float[Tensor, "b 3 s s"], batch: int = 250) -> Float[Tensor, "b m"]:
     """Cosines of images, pixels in 0–1, with class names, by a text encoder that has an image tower."""
     text = steerer.language.text
+    assert isinstance(text, TextEncoder)
     names = text.encode([with_article(name) for name in steerer.class_names])
     return torch.cat([text.encode_images(part) for part in pixels.split(batch)]).cpu() @ names.T.cpu()
 

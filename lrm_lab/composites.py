@@ -22,10 +22,11 @@ from tqdm import tqdm
 from lrm_core.model import LRM
 from lrm_core.trials import Trials, Triplets, build, near_misses, top1
 from lrm_lab.composite_controls import positive_gain, run_controls
-from lrm_lab.goals import GoalSets, chances, verdict_of
+from lrm_lab.goals import GoalSets, chances, features_of, supports_of, verdict_of
 from lrm_lab.statistics import CONSTANTS, against_controls, auroc, auroc_difference, mean_interval, resampling
 from lrm_lab.trials import constant_top_one, run_both, steering_top_one
-from steering.evidence import TWIN, UNSTEERED, Seen, features, support
+from steering.cutoff import Presumed
+from steering.evidence import TWIN, UNSTEERED, Seen
 from steering.network import Network
 from steering.rollouts import Unsteered, run_steered, run_unsteered
 from steering.steerer import Steerer
@@ -72,7 +73,10 @@ def measure(
             pool.append(scored)
     pooled = detection(*(torch.cat([scored[i] for scored in pool], -1) for i in range(4)))
     defaults = steerer.network.defaults
-    return {"strength": defaults.strength, "passes": defaults.passes, "kinds": kinds, "pooled": pooled}
+    measured = {"strength": defaults.strength, "passes": defaults.passes, "kinds": kinds, "pooled": pooled}
+    has_unsteered = f"{steerer.language.prior.source}{UNSTEERED}" in steerer.verdicts
+    lacks = {"unsteered_verdict": has_unsteered, "fitted": not isinstance(steerer.verdict, Presumed)}
+    return {**measured, **{name: there for name, there in lacks.items() if not there}}
 
 
 def _measure_kind(
@@ -85,8 +89,13 @@ def _measure_kind(
     weights = resampling(len(trials.present))
     unsteered = run_unsteered(steerer.network, trials.scenes.pixels)
     own = steerer.language.prior.source
-    looks = {name: run_both(steerer.network, trials, unsteered, table) for name, table in goals.by.items()}
-    afters = {name: (pair[0].output, pair[1].output) for name, pair in looks.items()}
+    afters: dict[str, tuple[Tensor, Tensor]] = {}
+    looks: tuple[Seen, Seen] | None = None
+    for name, table in goals.by.items():
+        pair = run_both(steerer.network, trials, unsteered, table)
+        looks = pair if name == own else looks  # all that a pass saw is much to keep
+        afters[name] = (pair[0].output, pair[1].output)
+    assert looks is not None
     none = (unsteered.last, unsteered.last)
     result: dict[str, Any] = {
         "scenes": len(trials.present),
@@ -103,7 +112,7 @@ def _measure_kind(
     result["gain_interval"] = mean_interval(gained[0] - gained[1], weights)
     missed = near_misses(unsteered.first, trials.scenes.labels, generator).cpu()
     near = chances(steerer, unsteered, goals.by[own][missed], goals.familiarity[missed])
-    scored = (*trial_scores(steerer, trials, unsteered, goals, looks[own], trained.get("twin")), near)
+    scored = (*trial_scores(steerer, trials, unsteered, goals, looks, trained.get("twin")), near)
     return {**result, **detection(*scored)}, scored
 
 
@@ -146,25 +155,26 @@ def trial_scores(
         by a verdict that was fitted on the first pass alone. Where there is no such verdict, the support before
         steering stands in for it. The sixth is the probability by the twin, if there is one with a verdict.
     """
-    verdict = verdict_of(steerer)
+    verdict, network = verdict_of(steerer), steerer.network
     table = goals.by[steerer.language.prior.source]
     unaided = steerer.verdicts.get(f"{steerer.language.prior.source}{UNSTEERED}")
     by_twin = steerer.verdicts.get(f"{steerer.language.prior.source}{TWIN}")
-    seen = None if twin is None or by_twin is None else run_unsteered(twin, trials.scenes.pixels)
+    by_itself = None if twin is None or by_twin is None else run_unsteered(twin, trials.scenes.pixels)
     probabilities, scores, outcomes = [], [], []
     for is_present, classes, after in zip((1, 0), (trials.present, trials.absent), looks, strict=True):
         first, familiarity = unsteered.seen, goals.familiarity[classes]
-        values = features(first, after, table[classes], familiarity)
+        values = features_of(network, first, after, table[classes], familiarity)
         probabilities.append(verdict.probability(values.cpu()))
         index = classes[:, None].to(after.output.device)
         plain = [output.gather(1, index)[:, 0] for output in (unsteered.first, unsteered.last)]
-        supports = [support(output, table[classes]) for output in (unsteered.first, after.output)]
+        supports = [supports_of(network, seen, table[classes]) for seen in (first, after)]
         rows = torch.stack([*plain, *supports]).cpu()
-        alone = features(first, first, table[classes], familiarity).cpu()
-        found = [*rows, rows[2] if unaided is None else unaided.probability(alone)]
-        if twin is not None and by_twin is not None and seen is not None:
-            its = run_steered(twin, seen, table[classes])
-            values = features(first, its, table[classes], familiarity)
+        found = [*rows, rows[2]]
+        if unaided is not None:
+            found[4] = unaided.probability(features_of(network, first, first, table[classes], familiarity).cpu())
+        if twin is not None and by_twin is not None and by_itself is not None:
+            its = run_steered(twin, by_itself, table[classes])
+            values = features_of(network, first, its, table[classes], familiarity)
             found.append(by_twin.probability(values.cpu()))
         scores.append(torch.stack(found))
         outcomes.append(torch.full((len(classes),), is_present))
@@ -213,11 +223,15 @@ def detection(
     }
 
 
-def sweep(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> dict[str, Any]:
-    """Top-1 of present and absent goals over strengths, over pairs of gains (negative, positive), and over passes."""
+def sweep(network: Network, trials: Trials, goals: Float[Tensor, "c m"]) -> dict[str, Any]:
+    """Top-1 of present and absent goals over strengths, over pairs of gains (negative, positive), and over passes.
+
+    The votes of a CLIP have a scale of their own, so that its strengths are multiples of the default.
+    """
     unsteered = run_unsteered(network, trials.scenes.pixels)
-    over_strengths = steering_top_one(network, trials, unsteered, goals, STRENGTHS)
     scale = positive_gain(network.defaults.strength)
+    strengths = tuple(round(scale * s, 4) for s in STRENGTHS) if network.is_open else STRENGTHS
+    over_strengths = steering_top_one(network, trials, unsteered, goals, strengths)
     pairs, passes = [], []
     for negative, positive in PAIRS:
         looks = run_both(network, trials, unsteered, goals, (negative * scale, positive * scale))
@@ -227,7 +241,7 @@ def sweep(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> dict
     present, absent = over_strengths.present.mean(0).tolist(), over_strengths.absent.mean(0).tolist()
     return {
         "scenes": len(trials.present),
-        "strength": _rows(STRENGTHS, present, absent),
+        "strength": _rows(strengths, present, absent),
         "pairs": _rows([list(pair) for pair in PAIRS], *map(list, zip(*pairs, strict=True))),
         "passes": _rows(PASSES, *map(list, zip(*passes, strict=True))),
     }

@@ -43,6 +43,10 @@ def gains(measured: dict[str, Any]) -> str:
     """Does steering help when the goal is there, and stay quiet when it is not?"""
     kinds, pooled = measured["kinds"], measured["pooled"]
     helped = [kind for kind, entry in kinds.items() if entry["gain_interval"][0] > 0]
+    unaided = "The same kind of verdict, fitted without steering,"
+    if not measured.get("unsteered_verdict", True):
+        unaided = "The support before steering"  # it stands in for such a verdict
+    fitted = ", as in the examples that the verdict was fitted on" if measured.get("fitted", True) else ""
     loudest = max(kinds, key=lambda k: kinds[k]["steered"]["absent"])
     most = percent(kinds[loudest]["steered"]["absent"])
     lines = [
@@ -52,10 +56,10 @@ def gains(measured: dict[str, Any]) -> str:
         f"kinds of scene ({', '.join(helped) or 'none'}). A goal that is not there becomes top-1 in at most {most} of "
         f"the scenes of a kind ({loudest}). The verdict tells present goals from absent ones with an AUROC of "
         f"{pooled['auroc_verdict']:.3f}. The goal's unsteered logit reaches {pooled['auroc_unsteered_logit']:.3f} "
-        f"({pooled['auroc_gain']:+.3f}, {bounds(pooled['auroc_gain_interval'], 1, 3)}). The same kind of verdict, "
-        f"fitted without steering, reaches {pooled['auroc_unsteered_verdict']:.3f}. The verdict's expected calibration "
-        f"error is {pooled['calibration_error']:.3f}. Where every other absent goal is a near miss, as in the examples "
-        f"that the verdict was fitted on, it is {pooled['calibration_error_near']:.3f}.",
+        f"({pooled['auroc_gain']:+.3f}, {bounds(pooled['auroc_gain_interval'], 1, 3)}). {unaided} "
+        f"reaches {pooled['auroc_unsteered_verdict']:.3f}. The verdict's expected calibration "
+        f"error is {pooled['calibration_error']:.3f}. Where every other absent goal is a near miss{fitted}, it is "
+        f"{pooled['calibration_error_near']:.3f}.",
         "",
         f"Strength {measured['strength']}, {measured['passes']} passes. Brackets are 95 % bootstrap intervals over "
         "scenes. J is the rate of present goals minus the rate of absent ones.",
@@ -135,12 +139,13 @@ def sweeps(measured: dict[str, Any]) -> str:
     """Strength, gains and passes."""
     kinds = measured["kinds"]
     first = next(iter(kinds.values()))["sweep"]
+    chosen = " The defaults were not chosen here, but on training images that the backbone was not trained on "
+    chosen = f"{chosen}(`python -m steering.calibrate`)." if measured.get("fitted", True) else ""
     lines = [
         "## Strength, gains and passes",
         "",
         f"Top-1 of a present goal / of an absent goal, in percent, for {first['scenes']} scenes of each kind. A pair "
-        "scales the feedback of negative and of positive activations. The defaults were not chosen here, but on "
-        "training images that the backbone was not trained on (`python -m steering.calibrate`).",
+        f"scales the feedback of negative and of positive activations.{chosen}",
         "",
     ]
     for name, title in (("strength", "strength"), ("pairs", "negative, positive"), ("passes", "passes")):

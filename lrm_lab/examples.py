@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrm_core.trials import Trials, make_trials
-from lrm_lab.goals import class_familiarity, verdict_of
+from lrm_lab.goals import class_familiarity, features_of, verdict_of
 from lrm_lab.trials import COMPOSITES
 from lrm_lab.where import peak_in_box
 from prior.captions import with_article
-from steering.evidence import Seen, Verdict, features
+from steering.evidence import Seen, Verdict
 from steering.network import Network
 from steering.rollouts import Unsteered, class_goals, run_unsteered
 from steering.steerer import Steerer
@@ -137,7 +137,7 @@ def _items(
     scenes, classes = trials.scenes, trials.present if truth == "present" else trials.absent
     place = classes.to(goals.device)
     after, heatmaps = _look(steerer.network, unsteered, goals[place])
-    values = features(unsteered.seen, after, goals[place], familiarity[place])
+    values = features_of(steerer.network, unsteered.seen, after, goals[place], familiarity[place])
     probabilities = verdict.probability(values.cpu()).tolist()
     items = []
     for index, (label, probability) in enumerate(zip(classes.tolist(), probabilities, strict=True)):

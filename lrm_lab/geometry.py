@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lrm_lab.named import over_classes
 from lrm_lab.statistics import interval, resampling
 from prior.captions import with_article
 from steering.rollouts import run_steered, run_unsteered
@@ -50,7 +51,7 @@ def measure(
     from sklearn.decomposition import PCA
 
     vectors, queries = _goals(steerer, goals_for)
-    targets = [int(vector.argmax()) for vector in vectors]
+    targets = [int(over_classes(steerer.network, vector[None]).argmax()) for vector in vectors]
     for position, wanted in enumerate(goals_for):
         if isinstance(wanted, int):
             targets[position] = wanted  # the class that was asked for, even if its words mean another one to the prior

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prior.captions import with_article
-from steering.evidence import Verdict, features
+from steering.evidence import Seen, Verdict
+from steering.network import Network
 from steering.rollouts import Unsteered, class_goals, run_steered
 from steering.steerer import Steerer
+
+ROWS = 64  # images whose windows are compared with the bank of a CLIP at a time
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class GoalSets:
     """Goals of every class, made in several ways.
 
     Attributes:
-        by: way of making goals → goals (m, m), row = class.
+        by: way of making goals → goals (c, m), row = class.
         familiarity: (m,), how familiar the words of each class are.
     """
 
@@ -61,8 +64,27 @@ def chances(
     """Probability, on the CPU, that each scene shows its own goal by words. Raises like `verdict_of`."""
     goals, familiarity = goals.to(seen.first), familiarity.to(seen.first)
     after = run_steered(steerer.network, seen, goals)
-    values = features(seen.seen, after, goals, familiarity)
+    values = features_of(steerer.network, seen.seen, after, goals, familiarity)
     return verdict_of(steerer).probability(values).cpu()
+
+
+def features_of(
+    network: Network, before: Seen, after: Seen, goals: Float[Tensor, "b m"], familiarity: Float[Tensor, " b"]
+) -> Float[Tensor, "b f"]:
+    """What verdicts read, for many images; see `Network.features`."""
+    parts = [network.features(before[r], after[r], goals[r], familiarity[r]) for r in _rows(network, len(goals))]
+    return torch.cat(parts)
+
+
+def supports_of(network: Network, seen: Seen, goals: Float[Tensor, "b m"]) -> Float[Tensor, " b"]:
+    """How much a pass supports each goal, in nats, for many images; see `Network.support`."""
+    return torch.cat([network.support(seen[r], goals[r]) for r in _rows(network, len(goals))])
+
+
+def _rows(network: Network, count: int) -> Iterator[slice]:
+    """Parts of so many images. A classifier takes all of them at once."""
+    step = ROWS if network.is_open else count
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def verdict_of(steerer: Steerer) -> Verdict:

@@ -2,7 +2,7 @@
 
 Each photograph is asked for its own class, for another class drawn at random, and for two that are easily taken for it:
 the other class that outputs for its class favour most on average, and the near miss, which the first pass finds
-likeliest among the wrong ones in this very photograph.
+likeliest among the wrong ones in this very photograph. A CLIP is not asked for the former, since it has no prototypes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def measure(
         seed: number that draws the other classes.
 
     Raises:
-        ValueError: the model has no calibrated verdict. QueryError: it has no prototypes.
+        ValueError: the model has no calibrated verdict. QueryError: it is a classifier and has no prototypes.
     """
     verdict_of(steerer)
     classes = len(steerer.class_names)
-    means = torch.stack([steerer.prototype_goal(name).vector.cpu() for name in steerer.class_names])
-    confused = means.fill_diagonal_(-torch.inf).argmax(1)
+    confused = None if steerer.network.is_open else _confused(steerer)
+    ways = [way for way in ASKED if way != "alike" or confused is not None]
     goals = steerer.goals([with_article(name) for name in steerer.class_names])
     vectors = torch.stack([goal.vector for goal in goals])
     familiarity = vectors.new_tensor([goal.familiarity for goal in goals])
@@ -55,7 +55,7 @@ def measure(
     for part, right, random in tqdm(rows, desc="names", disable=None):
         seen = run_unsteered(steerer.network, part)
         near = seen.first.cpu().scatter(1, right[:, None], -torch.inf).argmax(1)
-        each = (right, random, confused[right], near)
+        each = (right, random, near) if confused is None else (right, random, confused[right], near)
         asked.append(torch.stack(each, 1))
         parts = [chances(steerer, seen, vectors[names], familiarity[names]) for names in each]
         scores.append(torch.stack(parts, 1))
@@ -64,16 +64,22 @@ def measure(
         [answer(steerer.verdicts, goals[name], chance) for name, chance in zip(*pair, strict=True)]
         for pair in zip(names.T.tolist(), probability.T.tolist(), strict=True)
     ]
-    shares = {way: {a: row.count(a) / len(row) for a in get_args(Answer)} for way, row in zip(ASKED, said, strict=True)}
+    shares = {way: {a: row.count(a) / len(row) for a in get_args(Answer)} for way, row in zip(ways, said, strict=True)}
     judged = torch.tensor([[told != "unknown" for told in row] for row in said]).T
     correct = torch.cat([probability[:, :1] >= 0.5, probability[:, 1:] < 0.5], 1) & judged
     return {
         "photographs": len(labels),
         "classes": classes,
         "right_name_present": float(correct[:, 0].float().mean()),
-        **{way: _against(correct[:, [0, i]], probability[:, [0, i]]) for i, way in enumerate(ASKED) if i},
+        **{way: _against(correct[:, [0, i]], probability[:, [0, i]]) for i, way in enumerate(ways) if i},
         "answers": shares,
     }
+
+
+def _confused(steerer: Steerer) -> Int[Tensor, " m"]:
+    """For each class, the other class that outputs for it favour most on average."""
+    means = torch.stack([steerer.prototype_goal(name).vector.cpu() for name in steerer.class_names])
+    return means.fill_diagonal_(-torch.inf).argmax(1)
 
 
 def _against(correct: Bool[Tensor, "n 2"], probability: Float[Tensor, "n 2"]) -> dict[str, Any]:

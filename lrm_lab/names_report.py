@@ -17,25 +17,30 @@ ASKED = {"right": "its own name", **OTHERS}
 
 def sections(names: dict[str, Any]) -> list[Section]:
     """Does it know what is in a photograph, among all its names?"""
+    alike = "for the other name that outputs for its class favour most on average, " if "alike" in names else ""
     lines = [
         "## Can it tell what is there from what looks like it?",
         "",
         f"Each of {names['photographs']} photographs was asked for its own name, for another of the {names['classes']} "
-        "names at random, for the other name that outputs for its class favour most on average, and for a near miss: "
-        "the name that the first pass finds likeliest among the wrong ones in this very photograph. A probability of "
-        "one half decides, and the answer “unknown” is wrong. The right name is called present for "
+        f"names at random, {alike}and for a near miss: the name that the first pass finds likeliest among the wrong "
+        "ones in this very photograph. A probability of one half decides, and the answer “unknown” is wrong. The right "
+        "name is called present for "
         f"{percent(names['right_name_present'])} of them. Intervals are over photographs.",
         "",
         markdown_table(
             ("asked for its own name, or for", "balanced accuracy", "other name called absent", "AUROC"),
-            [_entry(OTHERS[way], names[way]) for way in OTHERS],
+            [_entry(OTHERS[way], names[way]) for way in OTHERS if way in names],
         ),
         "",
         "The answers, where only a probability far from one half gives “present” or “absent”:",
         "",
         markdown_table(
             ("asked for", *names["answers"]["right"]),
-            [(what, *map(percent, names["answers"][way].values())) for way, what in ASKED.items()],
+            [
+                (what, *map(percent, names["answers"][way].values()))
+                for way, what in ASKED.items()
+                if way in names["answers"]
+            ],
         ),
     ]
     return [("\n".join(lines), {})]
@@ -57,4 +62,5 @@ def rows(names: dict[str, Any]) -> list[Row]:
             names[way]["balanced_accuracy"] >= BARS[way],
         )
         for way, what in OTHERS.items()
+        if way in names
     ]

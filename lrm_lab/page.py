@@ -31,6 +31,7 @@ FACTS = {
     "prior": "prior",
     "strength": "strength",
     "passes": "passes",
+    "verdict": "verdict",
     "seed": "seed",
     "scenes": "scenes of each kind",
     "quick": "quick",

@@ -33,7 +33,9 @@ class Part:
         needs: the field of `Asked` without which the part is left out.
         lacks: function that tells, in a sentence, what the model lacks for this part; an empty string if nothing. The
             part is then left out.
-        needs_verdict: whether it can be measured only where goals by words have a calibrated verdict.
+        needs_classes: why it is measured on classifiers alone, and never on a CLIP; an empty string if it is not.
+        needs_verdict: whether it can be measured only where goals by words have a calibrated verdict. A CLIP has at
+            least a presumed one.
         has_controls: whether its numbers depend on the trained controls.
         draws: whether it draws pictures while it is measured.
     """
@@ -46,6 +48,7 @@ class Part:
     rows: Callable[[dict[str, Any]], list[Row]] = _no_rows
     needs: str | None = None
     lacks: Callable[[Bench], str] = _lacks_nothing
+    needs_classes: str = ""
     needs_verdict: bool = False
     has_controls: bool = False
     draws: bool = False
@@ -64,6 +67,10 @@ class Part:
     def is_for_all(self) -> bool:
         """Whether it can be measured on every model, with what every request gives."""
         return self.needs is None and self.lacks is _lacks_nothing
+
+    def left_out(self, bench: Bench) -> str:
+        """Why it is not measured on a model, in a sentence; an empty string if it is."""
+        return self.needs_classes if bench.network.is_open and self.needs_classes else self.lacks(bench)
 
     def is_possible(self, asked: Asked) -> bool:
         """Whether what it needs was given."""

@@ -6,6 +6,7 @@ Each part is two modules: `X.py` measures, and `X_report.py` reports what was me
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from lrm_lab import (
@@ -15,6 +16,8 @@ from lrm_lab import (
     brain_report,
     composites,
     composites_report,
+    cut_off,
+    cut_off_report,
     encoding,
     encoding_report,
     examples,
@@ -40,7 +43,7 @@ from lrm_lab import (
     words,
     words_report,
 )
-from lrm_lab.bench import Bench
+from lrm_lab.bench import Bench, evenly
 from lrm_lab.commands import ALL, COMMANDS, TRIPLETS
 from lrm_lab.imagenet_words import LISTS, lacks_classes, lacks_wnids, word_lists
 from lrm_lab.part import Part
@@ -49,7 +52,7 @@ GEOMETRY_GOALS = ("a dog", "a bridge")
 
 
 def _single(bench: Bench) -> dict[str, Any]:
-    return single.measure(bench.steerer, *bench.single_images)
+    return single.measure(bench.named, *bench.single_images)
 
 
 def _words(bench: Bench) -> dict[str, Any]:
@@ -57,11 +60,22 @@ def _words(bench: Bench) -> dict[str, Any]:
 
 
 def _lacks_classes(bench: Bench) -> str:
-    return lacks_classes(bench.network.card["classes"])
+    return lacks_classes(bench.named.network.card["classes"])
 
 
 def _lacks_wnids(bench: Bench) -> str:
-    return lacks_wnids(bench.network.card["classes"])
+    return "" if bench.network.is_open else lacks_wnids(bench.network.card["classes"])
+
+
+def _lacks_rows(bench: Bench) -> str:
+    """A CLIP has no classes of its own, to which the labels of the photographs could belong."""
+    if not bench.network.is_open or bench.asked.photos is None:
+        return ""
+    classes = bench.named.network.card["classes"]
+    table = json.loads((Path(bench.asked.photos) / "photos.json").read_text())
+    own = dict(enumerate(entry.get("wnid") for entry in classes))
+    strange = [e for e in table if e["label"] not in own or e.get("wnid", own[e["label"]]) != own[e["label"]]]
+    return f"{len(strange)} of {len(table)} labels in photos.json are not classes of the images" if strange else ""
 
 
 def _lacks_threshold(bench: Bench) -> str:
@@ -90,46 +104,53 @@ def _unknown(bench: Bench) -> dict[str, Any]:
 
 
 def _names(bench: Bench) -> dict[str, Any]:
-    return names.measure(bench.steerer, *bench.single_images, bench.asked.seed)
+    return names.measure(bench.judging, *bench.single_images, bench.asked.seed)
 
 
 def _above(bench: Bench) -> dict[str, Any]:
-    words_above = word_lists(bench.network.card["classes"]).above
+    words_above = word_lists(bench.named.network.card["classes"]).above
     step = 5 if bench.asked.quick else 1  # each photograph is asked for every word
     pixels, labels = bench.single_images
-    return above.measure(bench.steerer, pixels[::step], labels[::step], words_above)
+    return above.measure(bench.judging, pixels[::step], labels[::step], words_above)
 
 
 def _photographs(bench: Bench) -> dict[str, Any]:
-    return photographs.measure(bench.steerer, str(bench.asked.photos), bench.asked.seed)
+    return photographs.measure(bench.judging, str(bench.asked.photos), bench.asked.seed)
 
 
 def _composites(bench: Bench) -> dict[str, Any]:
     options: dict[str, Any] = {"by_name": bench.by_name, "controls": bench.controls, "seed": bench.asked.seed}
     sweeps = min(bench.scenes, 40 if bench.asked.quick else 300)
-    return composites.measure(bench.steerer, bench.triplets, *bench.images, sweep_scenes=sweeps, **options)
+    return composites.measure(bench.judging, bench.triplets, *bench.images, sweep_scenes=sweeps, **options)
 
 
 def _where(bench: Bench) -> dict[str, Any]:
     few, fewer = min(bench.scenes, 500), min(bench.scenes, 20 if bench.asked.quick else 300)
-    return where.measure(bench.steerer, bench.triplets, *bench.images, scenes=few, ablation_scenes=fewer)
+    return where.measure(bench.named, bench.triplets, *bench.images, scenes=few, ablation_scenes=fewer)
 
 
 def _search(bench: Bench) -> dict[str, Any]:
     queries = 10 if bench.asked.quick else None
-    return retrieval.measure(bench.steerer, *bench.images, scenes=bench.scenes, queries=queries, seed=bench.asked.seed)
+    return retrieval.measure(bench.named, *bench.images, scenes=bench.scenes, queries=queries, seed=bench.asked.seed)
+
+
+def _cut_off(bench: Bench) -> dict[str, Any]:
+    pixels, labels = bench.single_images
+    rows = evenly(len(labels), 1000)
+    queries = 20 if bench.asked.quick else 100
+    return cut_off.measure(bench.named, pixels[rows], labels[rows], queries=queries, seed=bench.asked.seed)
 
 
 def _examples(bench: Bench) -> dict[str, Any]:
     trials = 40 if bench.asked.quick else 200
-    gathered = examples.gather(bench.steerer, *bench.images, trials=trials, seed=bench.asked.seed)
+    gathered = examples.gather(bench.judging, *bench.images, trials=trials, seed=bench.asked.seed)
     if bench.draw:
         bench.pictures["examples"] = examples_report.figures(gathered)
     return examples.summary(gathered)
 
 
 def _geometry(bench: Bench) -> dict[str, Any]:
-    return geometry.measure(bench.steerer, *bench.images, GEOMETRY_GOALS, seed=bench.asked.seed)
+    return geometry.measure(bench.named, *bench.images, GEOMETRY_GOALS, seed=bench.asked.seed)
 
 
 def _robustness(bench: Bench) -> dict[str, Any]:
@@ -151,7 +172,15 @@ def _encoding(bench: Bench) -> dict[str, Any]:
 
 PARTS = (
     Part("single", "composites", "--source DATA", _single, single_report.sections, single_report.rows),
-    Part("words", "composites", "--source DATA", _words, words_report.sections, words_report.rows),
+    Part(
+        "words",
+        "composites",
+        "--source DATA",
+        _words,
+        words_report.sections,
+        words_report.rows,
+        needs_classes="its list holds words that were kept out of the training, and nothing of a CLIP was trained here",
+    ),
     Part(
         "ladder",
         "composites",
@@ -159,6 +188,7 @@ PARTS = (
         _ladder,
         ladder_report.sections,
         lacks=_lacks_classes,
+        needs_classes="it compares ways from words to outputs over classes, and has an oracle by prototypes",
     ),
     Part(
         "unknown",
@@ -168,6 +198,7 @@ PARTS = (
         unknown_report.sections,
         unknown_report.rows,
         lacks=_lacks_threshold,
+        needs_classes="a CLIP takes any words: none is called unknown",
     ),
     Part(
         "names",
@@ -197,6 +228,7 @@ PARTS = (
         photographs_report.sections,
         photographs_report.rows,
         needs="photos",
+        lacks=_lacks_rows,
         needs_verdict=True,
     ),
     Part(
@@ -219,6 +251,7 @@ PARTS = (
         retrieval_report.rows,
         needs_verdict=True,
     ),
+    Part("cut_off", "search", "--source DATA", _cut_off, cut_off_report.sections, needs_verdict=True),
     Part(
         "examples",
         "examples",
@@ -235,6 +268,7 @@ PARTS = (
         "--source DATA",
         _robustness,
         robustness_report.sections,
+        needs_classes="its attacks change outputs over classes, and a CLIP gives an embedding",
         has_controls=True,
     ),
     Part("brain", "brain", "--brain BRAIN92", _brain, brain_report.sections, needs="brain"),

@@ -16,6 +16,7 @@ from lrm_base import markers
 from lrm_lab.part import Part
 from lrm_lab.parts import PARTS
 from lrm_lab.writing import Section, markdown_table
+from steering.catalogue import is_clip
 
 T = TypeVar("T")
 TITLE = "What steering does: {model}"
@@ -48,7 +49,7 @@ def table(results: dict[str, Any]) -> str:
     Raises:
         ValueError: a part that it needs was not measured.
     """
-    parts = [part for part in PARTS if part.is_in_table]
+    parts = [part for part in PARTS if part.is_in_table and not (part.needs_classes and is_clip(results["model"]))]
     missing = [part.name for part in parts if part.is_for_all and part.name not in results]
     if missing:
         raise ValueError(f"the table needs {', '.join(missing)}, not measured here; use `steer evaluate all`")

@@ -2,7 +2,7 @@
 
 Unusual: the first pass is given its best chance. It ranks by the goal's support in its output, by the logit of the
 class itself (no words in between), and by places. A verdict that was fitted without steering ranks too. What looking
-gains is reported against each of these.
+gains is reported against each of these. The first stage of a CLIP is the cosine of text and image, in place of places.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from lrm_core.trials import Trials, make_trials
-from lrm_lab.composite_controls import similarities
-from lrm_lab.goals import class_familiarity, verdict_of
+from lrm_lab.composite_controls import has_image_tower, similarities
+from lrm_lab.goals import class_familiarity, features_of, supports_of, verdict_of
 from lrm_lab.statistics import mean_interval, resampling
 from prior.captions import with_article
-from steering.evidence import UNSTEERED, features, support
+from steering.evidence import UNSTEERED
 from steering.goals import Goal
 from steering.rollouts import class_goals, run_unsteered
 from steering.search.gallery import RERANK, Gallery
+from steering.search.hits import Hit
 from steering.steerer import Steerer
 
 KINDS = ("blend", "side", "inset", "grid")  # two objects, two, two (one of them small), four
@@ -50,16 +51,18 @@ def measure(
         queries: number of classes to search for. None means all.
 
     Raises:
-        ValueError: the model has no calibrated verdict.
+        ValueError: the model is a classifier, and has no calibrated verdict.
     """
-    verdict_of(steerer)
+    is_open = steerer.network.is_open
+    if not is_open:  # a search by open words has at least a presumed one
+        verdict_of(steerer)
     classes = len(steerer.class_names)
     trials = [make_trials(kind, pixels, labels, classes, scenes, seed + i) for i, kind in enumerate(KINDS)]
     truth = torch.cat([torch.zeros(scenes, classes).scatter_(1, t.scenes.labels, 1.0) for t in trials]).bool()
     asked = [c for c in range(classes) if bool(truth[:, c].any())]
     step = max(len(asked) // queries, 1) if queries else 1
     asked = asked[::step][:queries]
-    scores = _first_pass(steerer, trials, class_goals(steerer))
+    scores = _first_pass(steerer, trials, class_goals(steerer), asked)
     with tempfile.TemporaryDirectory() as folder:
         gallery = Gallery.open(folder, steerer, keep="first-pass")  # the same images are looked at for every class
         pairs = ((name, to_pil_image(picture)) for t in trials for name, picture in _named(t))
@@ -83,7 +86,8 @@ def measure(
         }
     ways = {name: {key: value for key, value in e.items() if key != "AP"} for name, e in entries.items()}
     about = {"scenes": len(truth), "queries": len(asked), "shown_by": float(truth[:, rows].float().sum(0).mean())}
-    return {**about, "best_of_output": best, "ways": ways, "against": against, "present": said}
+    measured = {**about, "best_of_output": best, "ways": ways, "against": against, "present": said}
+    return {**measured, "first_stage": "cosine"} if is_open else measured
 
 
 def _named(trials: Trials) -> list[tuple[str, Tensor]]:
@@ -93,27 +97,29 @@ def _named(trials: Trials) -> list[tuple[str, Tensor]]:
     return [(f"{kind}/{i}-{''.join(f'c{c}-' for c in inside)}", picture) for i, (inside, picture) in enumerate(scenes)]
 
 
-def _first_pass(steerer: Steerer, trials: Sequence[Trials], goals: Float[Tensor, "m m"]) -> dict[str, Tensor]:
-    """Scores (scenes, classes) that need no steered pass."""
+def _first_pass(
+    steerer: Steerer, trials: Sequence[Trials], goals: Float[Tensor, "c m"], asked: Sequence[int]
+) -> dict[str, Tensor]:
+    """Scores (scenes, classes) that need no steered pass. Those by goals are told for the classes `asked` alone."""
     scores: dict[str, list[Tensor]] = {"output": [], "class": [], "unsteered": []}
     unaided = steerer.verdicts.get(f"{steerer.language.prior.source}{UNSTEERED}")
-    familiarity = class_familiarity(steerer)
-    if steerer.language.text.sees:
+    familiarity, network = class_familiarity(steerer), steerer.network
+    if has_image_tower(steerer):
         scores["zero_shot"] = [similarities(steerer, t.scenes.pixels) for t in trials]
     for trial in tqdm(trials, desc="first pass", disable=None):
-        seen = run_unsteered(steerer.network, trial.scenes.pixels)
-        count = len(seen.first)
-        scores["class"].append(seen.first.log_softmax(1).cpu())
-        supports, judged = [], []
-        for goal, known in zip(goals, familiarity, strict=True):
-            many = goal.expand(count, -1)
-            supports.append(support(seen.first, many))
+        unsteered = run_unsteered(network, trial.scenes.pixels)
+        seen, count = unsteered.seen, len(unsteered.first)
+        scores["class"].append(unsteered.first.log_softmax(1).cpu())
+        supports = torch.full((count, len(goals)), -torch.inf)
+        judged = supports.clone()
+        for row in asked:
+            many, known = goals[row].expand(count, -1), familiarity[row].expand(count)
+            supports[:, row] = supports_of(network, seen, many).cpu()
             if unaided is not None:
-                values = features(seen.seen, seen.seen, many, known.expand(count))
-                judged.append(unaided.probability(values))
-        scores["output"].append(torch.stack(supports, 1).cpu())
-        if judged:
-            scores["unsteered"].append(torch.stack(judged, 1).cpu())
+                judged[:, row] = unaided.probability(features_of(network, seen, seen, many, known)).cpu()
+        scores["output"].append(supports)
+        if unaided is not None:
+            scores["unsteered"].append(judged)
     return {name: torch.cat(parts) for name, parts in scores.items() if parts}
 
 
@@ -122,15 +128,15 @@ def _search(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Scores (scenes, classes) of every way to search, and how often images are said to show a goal."""
     steerer, count = gallery.steerer, len(truth)
+    has_prototypes = not steerer.network.is_open
     place = {row["path"]: number for number, row in enumerate(_in_order(gallery))}
-    names = ["places", *(f"steered {depth}" for depth in DEPTHS), "prototype", "oracle"]
+    names = ["places", *(f"steered {depth}" for depth in DEPTHS), *(["prototype"] * has_prototypes), "oracle"]
     scores = {name: torch.full(truth.shape, -torch.inf) for name in names}
     said = {"present": 0, "present_rightly": 0, "false": 0, "false_alone": 0, "images_said": 0, "images_right": 0}
     expected = 0.0
     for label in tqdm(asked, desc="searches", disable=None):
         query = with_article(steerer.class_names[label])
-        hits = gallery.search(query, top=count, rerank=max(DEPTHS), fold=False)
-        nearest = sorted(hits, key=lambda hit: -hit.score)
+        nearest = _nearest(gallery, query, count)
         rows = [place[hit.path] for hit in nearest]
         score = torch.tensor([hit.score for hit in nearest])
         scores["places"][rows, label] = score
@@ -144,20 +150,31 @@ def _search(
         said["images_said"] += len(right)
         said["images_right"] += sum(right)
         expected += there.expected
-        said["present"] += there.answer == "present"
-        said["present_rightly"] += there.answer == "present" and bool(truth[place[there[0].path], label])
+        is_said = there.answer == "present"
+        said["present"] += is_said
+        said["present_rightly"] += is_said and bool(there) and bool(truth[place[there[0].path], label])
         nowhere = gallery.search(query, top=PAGE, where=f"path NOT LIKE '%-c{label}-%'")
         said["false"] += nowhere.answer == "present"
         said["false_alone"] += bool(nowhere.present)
-        goal: Goal = steerer.prototype_goal(steerer.class_names[label])
-        by_mean = sorted(gallery.search(goal, top=count, fold=False), key=lambda hit: -hit.score)
-        rows = [place[hit.path] for hit in by_mean]
-        values = [1 + (hit.alone or 0.0) for hit in by_mean[:RERANK]]
-        values += [min(hit.score, 0.999) for hit in by_mean[RERANK:]]
-        scores["prototype"][rows, label] = torch.tensor(values)
+        if has_prototypes:
+            goal: Goal = steerer.prototype_goal(steerer.class_names[label])
+            by_mean = sorted(gallery.search(goal, top=count, fold=False), key=lambda hit: -hit.score)
+            rows = [place[hit.path] for hit in by_mean]
+            values = [1 + (hit.alone or 0.0) for hit in by_mean[:RERANK]]
+            values += [min(hit.score, 0.999) for hit in by_mean[RERANK:]]
+            scores["prototype"][rows, label] = torch.tensor(values)
     rates: dict[str, Any] = {name: said[name] / len(asked) for name in said if not name.startswith("images")}
     rates |= {name: said[name] for name in ("images_said", "images_right")} | {"images_expected": expected}
     return scores, rates
+
+
+def _nearest(gallery: Gallery, query: str, count: int) -> list[Hit]:
+    """All images in the order of the first stage. What was looked at tells how likely it shows the query."""
+    if not gallery.steerer.network.is_open:
+        return sorted(gallery.search(query, top=count, rerank=max(DEPTHS), fold=False), key=lambda hit: -hit.score)
+    looked = {hit.path: hit for hit in gallery.search(query, top=count, rerank=max(DEPTHS), fold=False, threshold=0.0)}
+    ranked = gallery.search(query, top=count, rerank=0, fold=False)  # relevance ends nowhere without a look
+    return [looked.get(hit.path, hit) for hit in ranked]
 
 
 def _in_order(gallery: Gallery) -> list[dict[str, Any]]:

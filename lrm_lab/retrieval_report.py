@@ -19,6 +19,8 @@ WAYS = {
     "oracle": f"oracle: the {RERANK} nearest in the right order",
 }
 
+COSINE = {"places": "cosine of text and image (the first stage)", "class": "cosine with the names, as a softmax"}
+
 
 def sections(measured: dict[str, Any]) -> list[Section]:
     """Does looking find what is in crowded scenes?"""
@@ -29,22 +31,27 @@ def section(measured: dict[str, Any]) -> str:
     """How well looking ranks, and how often it says that a goal is shown."""
     ways, against, best = measured["ways"], measured["against"], measured["best_of_output"]
     own, places = ways[f"steered {RERANK}"], against["places"]
+    by_cosine = measured.get("first_stage") == "cosine"
+    first_stage = "Most of this gain needs no goal: the first pass read place by place reaches"
+    if by_cosine:
+        first_stage = "The first stage of a search, the cosine of text and image, reaches"
     sentences = [
         f"A gallery of {measured['scenes']:,} scenes of two to four objects was searched for {measured['queries']} "
         f"classes by name. Each class is in {measured['shown_by']:.0f} scenes on average.",
         f"Looking at the {RERANK} nearest scenes gives a mean average precision (mAP) of {own['mAP']:.3f}. That is "
         f"{100 * against[best]['relative']:+.0f} % relative to the best ranking by the first pass's output "
         f"({ways[best]['mAP']:.3f}).",
-        f"Most of this gain needs no goal: the first pass read place by place reaches {ways['places']['mAP']:.3f} "
-        f"alone. Looking adds {signed(places['difference'], places['interval'], 1, 3)} to that.",
+        f"{first_stage} {ways['places']['mAP']:.3f} alone. Looking adds "
+        f"{signed(places['difference'], places['interval'], 1, 3)} to that.",
     ]
     if (unaided := against.get("unsteered")) is not None:
         sentences.append(
             "A verdict that was fitted on the first pass alone can be asked of every image. Compared with it, looking "
             f"changes the mAP by {signed(unaided['difference'], unaided['interval'], 1, 3)}."
         )
+    names = {**WAYS, **(COSINE if by_cosine else {})}
     ranked = [
-        (WAYS[name], f"{entry['mAP']:.3f} {bounds(entry['mAP_interval'], 1, 3)}", percent(entry["P@1"]))
+        (names[name], f"{entry['mAP']:.3f} {bounds(entry['mAP_interval'], 1, 3)}", percent(entry["P@1"]))
         for name, entry in sorted(ways.items(), key=lambda pair: list(WAYS).index(pair[0]))
     ]
     present = measured["present"]
@@ -80,13 +87,15 @@ def rows(measured: dict[str, Any]) -> list[Row]:
     own, gain = ways[f"steered {RERANK}"]["mAP"], measured["against"][best]["relative"]
     added = signed(places["difference"], places["interval"], 1, 3)
     present = measured["present"]
+    is_cosine = measured.get("first_stage") == "cosine"
+    first_stage = "the cosine of text and image alone" if is_cosine else "places alone, without a goal"
     what = (
         f"search of {measured['scenes']:,} crowded scenes, mAP: first pass's output / looking at the {RERANK} nearest"
     )
     return [
         table_row(what, f"{ways[best]['mAP']:.3f} / {own:.3f} = {100 * gain:+.0f} %", "≥ +25 %", gain >= 0.25),
         table_row(
-            "… by places alone, without a goal (what looking adds)",
+            f"… by {first_stage} (what looking adds)",
             f"{ways['places']['mAP']:.3f} ({added})",
             "> 0",
             places["difference"] > 0,

@@ -18,14 +18,19 @@ from lrm_base.data import DataConfig, class_rows, load_images
 from lrm_lab.bench import Bench
 from lrm_lab.commands import ALL, Asked
 from lrm_lab.goals import verdict_of
+from lrm_lab.named import classes_of
 from lrm_lab.page import write_page, write_results_md
 from lrm_lab.part import Part
 from lrm_lab.parts import PARTS, parts_of
 from lrm_lab.report import TITLE, around, rewrite, sections, table
 from lrm_lab.stored import read_parts, read_results, write_results
 from lrm_lab.triplets import NUM_SCENES, SEED, triplets_for, write_triplets
-from steering.loading import find_model
+from steering.catalogue import default_model, find_model, is_clip
+from steering.cutoff import NOTE, is_calibrated
 
+OPEN = (
+    "{model} is compared with no prototypes, no goals by class names, no trained controls and no twin: a CLIP has none"
+)
 Pictures = Mapping[str, Mapping[str, Figure]]
 
 
@@ -108,7 +113,11 @@ def measure(
         needs = " or ".join(f"`{part.needs}`" for part in parts)
         raise ValueError(f"{asked.what}: got nothing to measure on, expected {needs}")
     bench = Bench(asked, draw=draw)
-    if any(part.needs_verdict for part in possible):
+    if bench.network.is_open:
+        print(OPEN.format(model=bench.network.card["name"]), file=sys.stderr)
+        if not is_calibrated(bench.steerer):
+            print(NOTE, file=sys.stderr)
+    elif any(part.needs_verdict for part in possible):
         verdict_of(bench.steerer)
     header = bench.header(sees_images=any(part.sees_images for part in parts))
     controls = bench.controls_header()
@@ -117,7 +126,7 @@ def measure(
     for part in possible:
         if resume and part.name in kept and not (part.draws and draw):
             continue
-        if why := part.lacks(bench):
+        if why := part.left_out(bench):
             print(f"{part.name}: left out, since {why}", file=sys.stderr)
             continue
         start = time.monotonic()
@@ -134,7 +143,8 @@ def write_triplets_for(
     """Write which images make the composite scenes, as a CSV for `Asked.triplets`.
 
     Args:
-        model: an embedded model or a folder; None for the default. The labels are its classes.
+        model: an embedded model, a folder or a CLIP; None for the default. The labels are its classes, for a CLIP those
+            of the images.
         source: labelled images; see `lrm_base.data.DataConfig`.
         scenes: number of scenes of each kind.
 
@@ -145,9 +155,12 @@ def write_triplets_for(
         ValueError: there is no such model, a number is out of range, or the images do not fit the model.
     """
     whole_number("scenes", scenes, 1)
-    classes = load_card(find_model(model) / "backbone.safetensors")["classes"]
+    by_images = is_clip(default_model() if model is None else model)
+    classes = classes_of(source) if by_images else load_card(find_model(model) / "backbone.safetensors")["classes"]
     data = load_images(DataConfig(source=source, num_holdout=0), "valid")
-    labels = torch.tensor(class_rows(data, classes))[torch.tensor(data["label"][:])]
+    labels = torch.tensor(data["label"][:])
+    if not by_images:
+        labels = torch.tensor(class_rows(data, classes))[labels]
     triplets = triplets_for(labels, len(classes), count=scenes, seed=check_seed(seed))
     write_triplets(output, triplets, labels)
     return f"{output}: {sum(len(group.present) for group in triplets)} scenes of {len(labels)} images"

@@ -15,7 +15,7 @@ from lrm_lab.parts import PARTS
 
 HEADER = (
     *("model", "backbone_sha256", "prior", "seed", "quick", "source", "scenes", "images", "triplets"),
-    *("strength", "passes", "parts_sha256", "controls_sha256"),
+    *("strength", "passes", "parts_sha256", "verdict", "controls_sha256"),
 )
 
 

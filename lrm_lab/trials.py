@@ -51,7 +51,7 @@ def run_both(
     network: Network,
     trials: Trials,
     unsteered: Unsteered,
-    goals: Float[Tensor, "m m"],
+    goals: Float[Tensor, "c m"],
     strength: Strength | None = None,
     passes: int | None = None,
 ) -> tuple[Seen, Seen]:
@@ -63,7 +63,7 @@ def run_both(
 
 
 def steering_top_one(
-    network: Network, trials: Trials, unsteered: Unsteered, goals: Float[Tensor, "m m"], strengths: Sequence[float]
+    network: Network, trials: Trials, unsteered: Unsteered, goals: Float[Tensor, "c m"], strengths: Sequence[float]
 ) -> TopOne:
     """Whether the goal is top-1 after steering at each strength."""
     present, absent = [], []

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from lrm_core.model import LRM
 from lrm_core.trials import Trials, Triplets, build
+from lrm_lab.goals import supports_of
+from lrm_lab.named import NamedNetwork
 from lrm_lab.statistics import CONSTANTS, auroc, mean_interval, rate_at, resampling
 from lrm_lab.trials import constant_top_one, run_both
-from steering.evidence import support
 from steering.heatmap import class_activation_map
-from steering.network import Network
+from steering.network import Glance, Network
 from steering.rollouts import class_goals, run_unsteered
 from steering.steerer import Steerer
 
@@ -75,7 +76,7 @@ def measure(
     }
 
 
-def pointing(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> dict[str, Any]:
+def pointing(network: Network, trials: Trials, goals: Float[Tensor, "c m"]) -> dict[str, Any]:
     """How often the peak of the heatmap, and of the unsteered class-activation map, lies in the named object.
 
     `area` is the object's mean share of the canvas, which a peak at random would reach. Insets differ in size. For
@@ -90,7 +91,7 @@ def pointing(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> d
         wanted = goals[trials.present[start : start + len(glance.output)]]
         start += len(glance.output)
         steered.append(network.heatmap(glance, wanted)[1].cpu())
-        plain.append(class_activation_map(network.model, network.output, glance.stem, glance.state, wanted).cpu())
+        plain.append(_without_steering(network, glance, wanted).cpu())
     inside, base = (peak_in_box(torch.cat(maps), boxes).float() for maps in (steered, plain))
     sides = (boxes[:, 2] - boxes[:, 0]).sqrt() * (boxes[:, 3] - boxes[:, 1]).sqrt()
     entry: dict[str, Any] = {
@@ -115,16 +116,24 @@ def pointing(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> d
     return entry
 
 
+def _without_steering(network: Network, glance: Glance, goals: Float[Tensor, "b m"]) -> Float[Tensor, "b h w"]:
+    """The map of the first pass alone: a class-activation map, or the probability of the goal at each patch."""
+    if isinstance(network, NamedNetwork):
+        return network.first_map(glance, goals)
+    return class_activation_map(network.model, network.output, glance.stem, glance.state, goals)
+
+
 def without(model: LRM, index: int) -> LRM:
     """The same network without one of its connections. The parameters are shared."""
     kept = [connection for i, connection in enumerate(model.connections) if i != index]
     training = model.training
-    fewer = LRM(model.backbone, kept, model.image_size, rule=model.rule)
+    feedback = type(model.paths[kept[0].key])
+    fewer = LRM(model.backbone, kept, model.image_size, feedback=feedback, rule=model.rule)
     fewer.paths = torch.nn.ModuleDict({c.key: model.paths[c.key] for c in kept})
     return fewer.train(training)
 
 
-def ablation(network: Network, trials: Sequence[Trials], goals: Float[Tensor, "m m"]) -> dict[str, Any]:
+def ablation(network: Network, trials: Sequence[Trials], goals: Float[Tensor, "c m"]) -> dict[str, Any]:
     """What is left when each connection is taken away: means over kinds of scene.
 
     These are J, top-1 of present goals at 5 % absent ones, and the AUROC of the support. The last connection from the
@@ -145,10 +154,12 @@ def _summary(network: Network, trials: Sequence[Trials], goals: Tensor, seen: di
     rows: dict[str, list[float]] = {"J": [], "present_at_5%": [], "auroc_support": []}
     for trial in trials:
         unsteered = run_unsteered(network, trial.scenes.pixels) if seen is None else seen[id(trial)]
-        there, not_there = (after.output for after in run_both(network, trial, unsteered, goals))
+        looks = run_both(network, trial, unsteered, goals)
+        there, not_there = (after.output for after in looks)
         curve = constant_top_one(there, not_there, trial, CONSTANTS)
         present, absent = constant_top_one(there, not_there, trial, (0.0,)).rates()
-        scores = [support(there, goals[trial.present]), support(not_there, goals[trial.absent])]
+        pairs = zip(looks, (trial.present, trial.absent), strict=True)
+        scores = [supports_of(network, after, goals[classes]) for after, classes in pairs]
         outcome = torch.cat([torch.full((len(s),), i) for i, s in ((1, scores[0]), (0, scores[1]))])
         rows["J"].append(float(present - absent))
         rows["present_at_5%"].append(float(rate_at(*curve.rates(), 0.05)))
@@ -157,7 +168,7 @@ def _summary(network: Network, trials: Sequence[Trials], goals: Tensor, seen: di
 
 
 @torch.no_grad()
-def changes(network: Network, trials: Trials, goals: Float[Tensor, "m m"]) -> dict[str, Any]:
+def changes(network: Network, trials: Trials, goals: Float[Tensor, "c m"]) -> dict[str, Any]:
     """How much feedback adds in the last steered pass, for a goal that is there, and where it adds it.
 
     `relative` is mean |x · Σ f| over mean |x|, in the destination. `inside` is, for maps, the mean within the named

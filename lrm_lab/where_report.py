@@ -21,7 +21,7 @@ def connections(where: dict[str, Any]) -> str:
     entries = where["ablation"]["without"]
     base = entries["none"]
     drops = {n: base["present_at_5%"] - e["present_at_5%"] for n, e in entries.items() if n != "none"}
-    text = "Each connection was taken away from the trained network in turn "
+    text = "Each connection was taken away from the network in turn "
     text += f"({where['ablation']['scenes']} composites of each kind, means over kinds)."
     if drops:
         most = max(drops, key=drops.__getitem__)
@@ -45,7 +45,7 @@ def places(where: dict[str, Any]) -> str:
         "## Where does it act?",
         "",
         f"The heatmap of the steered pass has its peak in the named object in {shares} of the scenes. It is better "
-        f"than the class-activation map of the unsteered pass in {', '.join(better) or 'none'}, and worse in "
+        f"than the map of the unsteered pass alone in {', '.join(better) or 'none'}, and worse in "
         f"{', '.join(worse) or 'none'}. For the other kinds the interval of the difference holds 0.",
         "",
     ]

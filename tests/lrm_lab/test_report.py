@@ -94,6 +94,19 @@ def test_a_table_without_one_of_its_parts_is_refused_with_its_name(results, miss
         table({"model": "toy"})
 
 
+def test_the_table_lacks_no_part_that_a_clip_cannot_have(results):
+    del results["words"]
+    assert "own class's words" in table({**results, "model": "clip:somewhere"})
+
+
+def test_a_verdict_that_nobody_fitted_is_not_said_to_be_fitted(results):
+    composites = results["composites"]
+    assert "as in the examples that the verdict was fitted on" in gains(composites)
+    told = gains({**composites, "fitted": False, "unsteered_verdict": False})
+    assert "fitted" not in told
+    assert "The support before steering reaches" in told
+
+
 def test_against_controls_that_were_not_measured_no_bar_is_met(results):
     """However far steering is above those that were."""
     what = "blend: present top-1 at 5 % absent, steered − best control (constant on the goal's logit)"
