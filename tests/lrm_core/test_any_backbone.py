@@ -235,6 +235,10 @@ SIZES = {"inception_v3": 299, "xception41": 96, "levit_128s": 224, "efficientfor
 REFUSED = {  # no module of these is a pre-activation, such as this one
     "timm eva02_tiny_patch14_224": "blocks.0.mlp.fc1",  # its gates are halves of one layer
 }
+NO_STAGES = {  # their stages hold no two steps that are pre-activations by these names
+    "timm nf_resnet26",
+    "hugging face vit",
+}
 ARGUMENTS = {
     "vit_b_32": {"image_size": 64},
     "googlenet": {"init_weights": False},
@@ -526,6 +530,34 @@ def test_both_ways_give_equal_numbers(case, monkeypatch):
     assert all(equal(*pair) for pair in zip(outputs, expected, strict=True))
     for one, other in zip(leaves(outputs), leaves(expected), strict=True):
         torch.testing.assert_close(one, other)
+
+
+# Names of stages
+
+
+def accepted_stages(case: str) -> list[str]:
+    """The modules with modules inside, at the first two levels, that mean a pre-activation as destinations."""
+    net, images = make(case)
+    evaluated = shadow(net).eval()
+    try:
+        steps = Graph.of(shadow(evaluated))
+    except ValueError:
+        with torch.no_grad():
+            steps = Calls.of(shadow(evaluated), images.clone())
+    stages = [name for name, module in net.named_modules() if name.count(".") <= 1 and any(module.children())]
+    found = []
+    for name in filter(None, stages):
+        last, first = steps.destination(name), steps.destination(f"{name}[0]")
+        if last != name and first != f"{name}[0]" and steps.steps[last] in steps.rectified:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.whole) for case in ARCHITECTURES]
+)
+def test_stages_may_be_destinations(case):
+    assert (len(accepted_stages(case)) >= 2) == (case not in NO_STAGES)
 
 
 # What has to be told, and what must not be left behind

@@ -21,6 +21,7 @@ RESULTS = {
     "prior": "diffusion",
     "strength": [1.0, 2.0],
     "passes": 3,
+    "verdict": "fitted",
     "seed": 0,
     "scenes": 60,
     "quick": True,
@@ -128,7 +129,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
 def test_the_header_holds_the_facts_that_are_there(read):
     found = read("text")
     assert found.text["dt"] == list(FACTS.values())
-    assert found.text["dd"] == ["toy", "abc", "diffusion", "[1.0, 2.0]", "3", "0", "60", "True"]
+    assert found.text["dd"] == ["toy", "abc", "diffusion", "[1.0, 2.0]", "3", "fitted", "0", "60", "True"]
     found = read("text", results={"seed": 0, "prior": "a<b>&c", "model": None, "quick": False}, title="<i>A & B</i>")
     assert (found.text["dt"], found.text["dd"]) == (["prior", "seed"], ["a<b>&c", "0"])
     assert found.text["title"] == found.text["h1"] == ["<i>A & B</i>"]

@@ -101,9 +101,9 @@ def test_company_does_not_change_a_name(toy_text: Path) -> None:
         assert all(torch.equal(one[0], both[index]) for one, both in zip(alone, together, strict=True))
 
 
-def test_the_plain_set_is_the_name_itself(toy_text: Path) -> None:
+def test_without_templates_it_is_the_name_itself(toy_text: Path) -> None:
     encoder = TextEncoder.load(toy_text)
-    embedding, encodings = encode_with_templates(encoder, ["a dog"], "plain")
+    embedding, encodings = encode_with_templates(encoder, ["a dog"], "none")
     torch.testing.assert_close(embedding, encoder.encode(["a dog"]))
     own = encoder.tokens(["a dog"])[0]
     torch.testing.assert_close(encodings[:, :4], torch.nn.functional.normalize(own, dim=-1))
@@ -120,7 +120,7 @@ def test_the_sets_are_openais() -> None:
 @pytest.mark.parametrize(
     ("sentences", "message"),
     [
-        ("plane", "templates: got 'plane', choices: plain, simple, imagenet"),
+        ("plane", "templates: got 'plane', choices: none, simple, imagenet"),
         (["a photo"], r"one \{\} each, got \['a photo'\]"),
         (["a {} and a {}"], r"got \['a \{\} and a \{\}'\]"),
         ([], r"one \{\} each, got none"),
@@ -159,7 +159,7 @@ def test_without_a_network_one_line_says_what_to_fetch(tmp_path: Path, monkeypat
     message = str(caught.value)
     assert "\n" not in message
     assert "https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safet" in message
-    assert f"with the name {VIT}" in message
+    assert f"give it as {VIT}:FILE" in message
 
 
 def test_a_file_of_something_else_is_refused_and_named(tmp_path: Path) -> None:
