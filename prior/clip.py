@@ -178,7 +178,7 @@ def _open_clip_folder(folder: Path, given: str, device: str | torch.device, temp
         raise ValueError(f"model: {folder / OPEN_CLIP_CONFIG} does not hold a model's configuration: {error}") from None
     towers, _ = create(name, str(weights), device)
     found = {**open_clip.get_model_preprocess_cfg(towers), **preprocessing}
-    tokenizer = folder if (folder / "tokenizer_config.json").is_file() else None
+    tokenizer = folder if "hf_tokenizer_name" in architecture.get("text_cfg", {}) else None
     return _clip(towers, given, name, found, sha256_of(weights), templates, tokenizer)
 
 
@@ -218,12 +218,14 @@ def _clip(
 def _tokenizer(name: str, folder: Path | None, length: int) -> tuple[Callable[[str], list[int]], int]:
     """What turns a text into tokens, and the number that fills up."""
     import open_clip
+    from open_clip.tokenizer import get_clean_fn
 
     if folder is not None:
         from transformers import AutoTokenizer
 
         auto = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        return AutoTokens(auto), auto.pad_token_id or 0
+        said = open_clip.get_model_config(name)["text_cfg"].get("tokenizer_kwargs", {})
+        return AutoTokens(auto, get_clean_fn(said.get("clean", "whitespace"))), auto.pad_token_id or 0
     tokenizer: Any = open_clip.get_tokenizer(name, context_length=length)
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         return Bpe(tokenizer), 0

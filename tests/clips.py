@@ -19,13 +19,27 @@ SHAPES: dict[str, dict[str, Any]] = {
         "image_size": 160,
     },
 }
+SIGLIP = {
+    "context_length": 20,
+    "vocab_size": 520,
+    "hf_tokenizer_name": "in this folder",
+    "tokenizer_kwargs": {"clean": "canonicalize"},
+    "width": 32,
+    "heads": 2,
+    "layers": 2,
+    "no_causal_mask": True,
+    "proj_bias": True,
+    "pool_type": "last",
+}
 TEXT = {"context_length": 32, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-WIDTH = {"vit": 48, "resnet": 48, "timm": 64}
+WIDTH = {"vit": 48, "resnet": 48, "timm": 64, "siglip": 64}
+SHAPES["siglip"] = SHAPES["timm"]
 
 
 def configuration(kind: str) -> dict[str, Any]:
-    """OpenCLIP's configuration of a small model: `vit`, `resnet`, or `timm`, pooled by attention as in SigLIP."""
-    return {"embed_dim": WIDTH[kind], "vision_cfg": SHAPES[kind], "text_cfg": TEXT}
+    """OpenCLIP's configuration of a small model: `vit`, `resnet`, `timm`, or `siglip`."""
+    text = SIGLIP if kind == "siglip" else TEXT
+    return {"embed_dim": WIDTH[kind], "vision_cfg": SHAPES[kind], "text_cfg": text, "custom_text": kind == "siglip"}
 
 
 def make_open_clip(folder: Path, kind: str = "vit", seed: int = 0) -> Any:

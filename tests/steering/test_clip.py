@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,18 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def steerers(made):
     return {kind: Steerer.load(f"clip:{made[kind].folder}", device="cpu") for kind in KINDS}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of transformers that knows letters and one syllable."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(97, 123)]
+    vocabulary = {token: index for index, token in enumerate([*letters, *(f"{each}</w>" for each in letters)])}
+    vocabulary |= {"do": 60} | {"<|startoftext|>": 518, "<|endoftext|>": 519}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nd o\n")
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def photos() -> list[Image.Image]:
@@ -188,6 +201,21 @@ def test_templates_are_averaged_and_never_added_silently(made):
         open_clip_model(f"clip:{made['vit'].folder}", templates="many")
 
 
+def test_a_text_tower_that_is_not_causal_sees_all_its_padding(tmp_path):
+    from transformers import CLIPTokenizer
+
+    model = make_open_clip(tmp_path, "siglip")
+    write_tokenizer(tmp_path)
+    clip = open_clip_model(f"clip:{tmp_path}")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    rows = [tokenizer(text, padding="max_length", max_length=20).input_ids for text in ("a dog", "kittens")]
+    with torch.no_grad():
+        expected = model.encode_text(torch.tensor(rows), normalize=True)
+    assert (clip.text.encode(["A dog!", "kittens"]) - expected).abs().max() < 1e-6  # cleaned as it was trained
+    with pytest.raises(ValueError, match="too long"):
+        clip.text.encode(["an umbrella in the rain"])
+
+
 def test_a_file_of_weights_serves_a_name(tmp_path):
     torch.manual_seed(0)
     model = open_clip.create_model("RN50").eval()
@@ -213,12 +241,7 @@ def test_a_folder_of_transformers(tmp_path):
     torch.manual_seed(0)
     model = CLIPModel(configuration).eval()
     model.save_pretrained(tmp_path)
-    letters = [chr(code) for code in range(97, 123)]
-    vocabulary = {token: index for index, token in enumerate([*letters, *(f"{each}</w>" for each in letters)])}
-    vocabulary |= {"do": 60} | {"<|startoftext|>": 518, "<|endoftext|>": 519}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\nd o\n")
-    CLIPTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
     steerer = Steerer.load(f"clip:{tmp_path}", device="cpu")
     network = steerer.network
     image = photos()[0]
