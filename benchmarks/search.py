@@ -145,10 +145,11 @@ def bare_step(given: argparse.Namespace) -> dict[str, Any]:
 
     from steering import Steerer
     from steering.search.decode import CHUNK
-    from steering.search.engine import BATCH
+    from steering.search.engine import batch_size
 
     network = Steerer.load().network
-    backbone, size = network.model.backbone, network.preprocessing.size
+    backbone, frame = network.model.backbone, network.preprocessing.frame
+    batch = batch_size(network)
     files = sorted(str(path) for path in Path(given.folder).rglob("*") if path.is_file())
     workers = given.workers or os.cpu_count() or 1
     start = time.perf_counter()
@@ -156,11 +157,11 @@ def bare_step(given: argparse.Namespace) -> dict[str, Any]:
     parts = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
     waiting: list[np.ndarray] = []
     with torch.no_grad(), Memory() as memory:
-        for shrunk in pool.map(shrink, parts, [size] * len(parts)):
+        for shrunk in pool.map(shrink, parts, [frame] * len(parts)):
             waiting += shrunk
-            while len(waiting) >= BATCH:
-                backbone(network.as_input(np.stack(waiting[:BATCH])))
-                waiting = waiting[BATCH:]
+            while len(waiting) >= batch:
+                backbone(network.as_input(np.stack(waiting[:batch])))
+                waiting = waiting[batch:]
         if waiting:
             backbone(network.as_input(np.stack(waiting)))
     seconds = time.perf_counter() - start
@@ -168,13 +169,11 @@ def bare_step(given: argparse.Namespace) -> dict[str, Any]:
     return {"images": len(files), "seconds": seconds, "memory": memory.as_dict()}
 
 
-def shrink(files: list[str], size: int) -> list[np.ndarray]:
-    """Only decode and shrink."""
-    from PIL import Image
+def shrink(files: list[str], frame: Any) -> list[np.ndarray]:
+    """Only decode and shrink, to the frame that the network sees."""
+    from steering.images import framed, open_image
 
-    from steering.images import open_image
-
-    return [np.asarray(open_image(f).resize((size, size), Image.Resampling.BILINEAR)) for f in files]
+    return [np.asarray(framed(open_image(f), frame)) for f in files]
 
 
 # queries

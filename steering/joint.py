@@ -230,6 +230,19 @@ class JointNetwork(Network):
         assert glance.embedding is not None
         return glance.embedding.cpu().numpy(), F.normalize(glance.embedding, dim=-1).cpu().numpy()
 
+    @torch.no_grad()
+    def indexed(
+        self, inputs: Float[Tensor, "b 3 h w"], *, pack: bool
+    ) -> tuple[np.ndarray, np.ndarray, list[str], list[bytes] | None]:
+        """See `Network.indexed`. What it sees is the nearest thing of the bank; places are not read."""
+        stem = self.model.stem(inputs.to(self.dtype))
+        output, state = self.model.step(stem)
+        output = output.float()
+        unit = F.normalize(output, dim=-1)
+        sees = [self.class_names[index] for index in (unit @ self.bank.embeddings.T).argmax(1).tolist()]
+        shape = (inputs.shape[-2], inputs.shape[-1])
+        return output.cpu().numpy(), unit.cpu().numpy(), sees, self._layout(shape).pack(stem, state) if pack else None
+
     def direction(self, goal: Float[Tensor, " m"]) -> np.ndarray:
         """The goal at unit length: the first stage is the cosine of text and image."""
         return F.normalize(goal.float(), dim=-1).cpu().numpy()

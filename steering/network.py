@@ -209,6 +209,14 @@ class Network:
         """
         return glance.output.float().cpu().numpy(), glance.places.float().clamp(min=0).sqrt().cpu().numpy()
 
+    def indexed(
+        self, inputs: Float[Tensor, "b 3 h w"], *, pack: bool
+    ) -> tuple[np.ndarray, np.ndarray, list[str], list[bytes] | None]:
+        """A first pass for a gallery: what `kept` gives, the likeliest class by places, and with `pack` the bytes."""
+        glance = self.glance(inputs)
+        sees = [self.class_names[index] for index in glance.places.argmax(1).tolist()]
+        return *self.kept(glance), sees, self.pack(glance) if pack else None
+
     def direction(self, goal: Float[Tensor, " m"]) -> np.ndarray:
         """What the first stage of a search compares images with: the goal's class probabilities q at length 1, (M,).
 

@@ -102,12 +102,10 @@ def first_passes(
 
 
 def _pass(network: Network, images: Sequence[Decoded], batch: int, keep: bool) -> Iterator[Indexed]:
-    glance = network.glance(network.as_input(pad([image.pixels for image in images], batch)))
-    outputs, evidence = network.kept(glance)
-    sees = [network.class_names[index] for index in glance.places.argmax(1).tolist()]
-    packed = network.pack(glance) if keep else [None] * batch
+    inputs = network.as_input(pad([image.pixels for image in images], batch))
+    outputs, evidence, sees, packed = network.indexed(inputs, pack=keep)
     for row, image in enumerate(images):
-        yield Indexed(image, outputs[row], evidence[row], sees[row], packed[row])
+        yield Indexed(image, outputs[row], evidence[row], sees[row], None if packed is None else packed[row])
 
 
 def pad(pixels: Sequence[np.ndarray], batch: int) -> np.ndarray:
