@@ -239,7 +239,7 @@ class JointNetwork(Network):
         output, state = self.model.step(stem)
         output = output.float()
         unit = F.normalize(output, dim=-1)
-        sees = [self.class_names[index] for index in (unit @ self.bank.embeddings.T).argmax(1).tolist()]
+        sees = [self.bank.names[index] for index in (unit @ self.bank.embeddings.T).argmax(1).tolist()]
         shape = (inputs.shape[-2], inputs.shape[-1])
         return output.cpu().numpy(), unit.cpu().numpy(), sees, self._layout(shape).pack(stem, state) if pack else None
 
