@@ -22,12 +22,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lrm_base.checks import MOST_PASSES, whole_number
 from lrm_core import LRM, State, Steer, Stem
 from lrm_core.backbones import Preprocessing
 from lrm_core.feedback import Strength
 from lrm_core.joint import OUTPUT, Anatomy
-from steering.evidence import Seen, features
+from steering.evidence import Seen
 from steering.heatmap import merge
 from steering.network import Defaults, Glance, Network
 
@@ -143,16 +142,9 @@ class JointNetwork(Network):
         with torch.no_grad():
             return self._glanced(stem, shape)
 
-    @torch.no_grad()
-    def unsteered(self, glance: Glance, passes: int | None = None) -> list[Float[Tensor, "b m"]]:
-        """Embeddings of all passes without a goal. They are equal, unless feedback was trained to change them."""
-        passes = self.defaults.passes if passes is None else whole_number("passes", passes, 1, MOST_PASSES)
-        assert glance.embedding is not None
-        outputs, state = [glance.embedding], glance.state
-        for _ in range(passes - 1):
-            output, state = self.model.step(glance.stem, state)
-            outputs.append(output.float())
-        return outputs
+    def _output(self, seen: Seen) -> Float[Tensor, "b m"]:
+        assert seen.embedding is not None
+        return seen.embedding
 
     def asked(self, seen: Seen, goals: Float[Tensor, "b m"]) -> tuple[Seen, Float[Tensor, "b c"]]:
         """What a pass says of the bank and of each goal, and the goal as the last of these alternatives."""
@@ -169,16 +161,10 @@ class JointNetwork(Network):
         wanted[:, -1] = 0.0
         return Seen(output, torch.cat([places, here], -1)), wanted
 
-    def features(
-        self, before: Seen, after: Seen, goals: Float[Tensor, "b m"], familiarity: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b f"]:
-        """What verdicts read; see `steering.evidence.features`. Without images at large the standing is 0."""
-        first, wanted = self.asked(before, goals)
-        standing = self._standing(before, F.normalize(goals.float(), dim=-1))
-        return features(first, self.asked(after, goals)[0], wanted, familiarity, standing)
-
-    def _standing(self, seen: Seen, directions: Float[Tensor, "b m"]) -> Float[Tensor, " b"]:
+    def _standing(self, seen: Seen, goals: Float[Tensor, "b m"]) -> Float[Tensor, " b"]:
+        """See `Network._standing`. Without images at large it is 0."""
         assert seen.embedding is not None
+        directions = F.normalize(goals.float(), dim=-1)
         if self.images is None:
             return directions.new_zeros(len(directions))
         usual = directions @ self.images.T  # (b, n)

@@ -196,7 +196,11 @@ class Network:
     ) -> Float[Tensor, "b f"]:
         """What verdicts read; see `steering.evidence.features`."""
         first, wanted = self.asked(before, goals)
-        return features(first, self.asked(after, goals)[0], wanted, familiarity)
+        return features(first, self.asked(after, goals)[0], wanted, familiarity, self._standing(before, goals))
+
+    def _standing(self, seen: Seen, goals: Float[Tensor, "b m"]) -> Float[Tensor, " b"] | None:
+        """How far images lie above images at large; see `steering.evidence.features`. None for a classifier."""
+        return None
 
     def spelled(self, goals: Float[Tensor, "b m"]) -> Float[Tensor, "b c"]:
         """Goals as logits over the alternatives of a look, to show what they were understood as."""
@@ -300,11 +304,15 @@ class Network:
     def unsteered(self, glance: Glance, passes: int | None = None) -> list[Float[Tensor, "b m"]]:
         """Outputs of all passes without a goal; the first is the glance's own. `passes` is the default if None."""
         passes = self.defaults.passes if passes is None else whole_number("passes", passes, 1, MOST_PASSES)
-        outputs, state = [glance.output], glance.state
+        outputs, state = [self._output(glance)], glance.state
         for _ in range(passes - 1):
             output, state = self.model.step(glance.stem, state)
             outputs.append(output.float())
         return outputs
+
+    def _output(self, seen: Seen) -> Float[Tensor, "b m"]:
+        """What the step `output` gave in a pass, in the space of goals."""
+        return seen.output
 
     @torch.no_grad()
     def steer(

@@ -44,7 +44,9 @@ def find(
     start = time.perf_counter()
     calibrated = True
     if steerer.network.is_open:
-        calibrated, steerer = is_calibrated(steerer), for_search(steerer, _some(store))
+        calibrated = is_calibrated(steerer)
+        if rerank and not calibrated:  # the sample is read only where it is used
+            steerer = for_search(steerer, _some(store))
     total, unknown = store.count(where), is_unknown(steerer.verdicts, goal)
     if unknown and not anyway:
         return Hits([], goal, total, 0, None, time.perf_counter() - start, is_unknown=True)
