@@ -1,12 +1,15 @@
-"""Small CLIPs that tests make themselves, in the formats in which real ones are published."""
+"""Small CLIPs that tests make themselves, in the formats in which real ones are published, and pictures for them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 SHAPES: dict[str, dict[str, Any]] = {
     "vit": {"image_size": 64, "patch_size": 16, "width": 64, "head_width": 16, "layers": 4},
@@ -63,3 +66,15 @@ def make_open_clip(folder: Path, kind: str = "vit", seed: int = 0) -> Any:
     }
     (folder / "open_clip_config.json").write_text(json.dumps(card))
     return model
+
+
+def noisy_things(folder: Path, names: Sequence[str]) -> Path:
+    """Write six pictures of each thing, noise around a colour of its own, as an ImageFolder. Returns the folder."""
+    random = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir()
+        colour = random.uniform(30, 220, 3)
+        for index in range(6):
+            pixels = random.normal(colour, 30, (40, 50, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder

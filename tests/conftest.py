@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never downloads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torch
 
@@ -37,6 +37,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared, which only developers and CI have")
     return folder
+
+
+@pytest.fixture(scope="module")
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[None]":
+    """A cache for torch.hub and a folder for data of the tests of one file."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "_hub_dir", str(tmp_path_factory.mktemp("hub")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,16 @@
 """The command line with a CLIP: look, index, search, and errors of one line."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-import steer_cli
 from steering.images import open_image
 from tests.clips import make_open_clip
+from tests.commands import steer
+
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +19,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     make_open_clip(folder)
     return f"clip:{folder}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_folders(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.hub, "_hub_dir", str(tmp_path_factory.mktemp("hub")))
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +32,9 @@ def album(tmp_path_factory) -> Path:
     return folder
 
 
-def run(*arguments: str | os.PathLike) -> int:
-    """The exit code of `steer`."""
-    try:
-        return steer_cli.main([os.fspath(argument) for argument in arguments])
-    except SystemExit as end:
-        return int(end.code or 0)
-
-
 def test_look(model, capsys, tmp_path):
     words = ("--query", "a red car", "--query", "no cats", "--query-image", "sample:coffee")
-    assert run(*words, "sample:cat", "--model", model, "--json", "--output", tmp_path, "--device", "cpu") == 0
+    assert steer(*words, "sample:cat", "--model", model, "--json", "--output", tmp_path, "--device", "cpu") == 0
     looks = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [look["query"] for look in looks] == ["a red car", "no cats", "sample:coffee"]
     assert [look["prior"] for look in looks] == ["identity", "algebra", "image"]
@@ -59,11 +43,11 @@ def test_look(model, capsys, tmp_path):
 
 
 def test_look_against_ones_own_words_and_with_templates(model, capsys):
-    assert run("--query", "a cat", "--against", "a dog, grass", "sample:cat", "--model", model, "--json") == 0
+    assert steer("--query", "a cat", "--against", "a dog, grass", "sample:cat", "--model", model, "--json") == 0
     (look,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {entry["name"] for entry in look["after"]} == {"a cat", "a dog", "grass"}
     assert sum(entry["probability"] for entry in look["after"]) == pytest.approx(1, abs=1e-4)
-    assert run("--query", "a cat", "--templates", "simple", "sample:cat", "--model", model, "--json") == 0
+    assert steer("--query", "a cat", "--templates", "simple", "sample:cat", "--model", model, "--json") == 0
     (other,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert other["evidence"] != look["evidence"]
 
@@ -71,23 +55,23 @@ def test_look_against_ones_own_words_and_with_templates(model, capsys):
 def test_index_and_search(model, album, capsys, tmp_path):
     gallery = tmp_path / "gallery"
     common = ("--gallery", gallery, "--model", model)
-    assert run("index", album, *common, "--json") == 0
+    assert steer("index", album, *common, "--json") == 0
     assert json.loads(capsys.readouterr().out)["new"] == 7
-    assert run("search", "a child with an umbrella", *common, "--json", "--threshold", "0") in (0, 1)
+    assert steer("search", "a child with an umbrella", *common, "--json", "--threshold", "0") in (0, 1)
     found = json.loads(capsys.readouterr().out)
     assert found["calibrated"] is False
     assert len(found["hits"]) == 7 - sum(len(hit["copies"]) for hit in found["hits"])
-    run("search", "a child with an umbrella", *common)
+    steer("search", "a child with an umbrella", *common)
     assert "steer calibrate" in "".join(capsys.readouterr())
-    assert run("search", "a cat", *common, "--rerank", "0", "--paths", "--all") in (0, 1)
+    assert steer("search", "a cat", *common, "--rerank", "0", "--paths", "--all") in (0, 1)
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
 def test_a_gallery_of_another_model_tells_how_to_index_anew(model, album, capsys, tmp_path):
     gallery = tmp_path / "gallery"
-    assert run("index", album, "--gallery", gallery, "--model", model) == 0
+    assert steer("index", album, "--gallery", gallery, "--model", model) == 0
     capsys.readouterr()
-    assert run("search", "a cat", "--gallery", gallery) == 2
+    assert steer("search", "a cat", "--gallery", gallery) == 2
     told = capsys.readouterr().err
     assert model in told
     assert "steer index FOLDER" in told
@@ -95,19 +79,19 @@ def test_a_gallery_of_another_model_tells_how_to_index_anew(model, album, capsys
 
 def test_two_models_share_a_gallery(model, album, capsys, tmp_path):
     common = ("--gallery", tmp_path / "gallery")
-    assert run("index", album, *common, "--also", model, "--json") == 0
+    assert steer("index", album, *common, "--also", model, "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["new"] == report["also"][model]["new"] == 7
-    assert run("index", album, *common, "--model", model, "--json") == 0
+    assert steer("index", album, *common, "--model", model, "--json") == 0
     assert json.loads(capsys.readouterr().out)["unchanged"] == 7
     for extra in ((), ("--model", model)):
-        assert run("search", "a cat", *common, *extra, "--json", "--threshold", "0") in (0, 1)
+        assert steer("search", "a cat", *common, *extra, "--json", "--threshold", "0") in (0, 1)
         assert json.loads(capsys.readouterr().out)["images"] == 7
-    assert run("index", album, *common, "--also", model, "--watch") == 2
+    assert steer("index", album, *common, "--also", model, "--watch") == 2
 
 
 def test_list_classes_are_the_bank(model, capsys):
-    assert run("--list-classes", "--model", model) == 0
+    assert steer("--list-classes", "--model", model) == 0
     assert "bicycle" in capsys.readouterr().out.splitlines()
 
 
@@ -121,7 +105,7 @@ def test_list_classes_are_the_bank(model, capsys):
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys):
-    assert run("--query", "a cat", "sample:cat", *arguments) == 2
+    assert steer("--query", "a cat", "sample:cat", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error

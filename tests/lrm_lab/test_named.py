@@ -26,6 +26,8 @@ from steering.cutoff import Presumed
 from steering.rollouts import class_goals, run_steered, run_unsteered
 from tests.clips import make_open_clip
 
+pytestmark = pytest.mark.usefixtures("own_folders")
+
 FOLDERS = ("fire_engine", "goldfish", "lighthouse", "n07749582", "teapot")
 NAMES = ("fire engine", "goldfish", "lighthouse", "lemon", "teapot")
 
@@ -41,14 +43,6 @@ def source(tmp_path_factory):
             pixels = random.normal(random.uniform(30, 220, 3), 30, (64, 64, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "valid" / name / f"{number}.png")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.hub, "_hub_dir", str(tmp_path_factory.mktemp("hub")))
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        yield
 
 
 @pytest.fixture(scope="module")

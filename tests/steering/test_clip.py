@@ -21,6 +21,8 @@ from steering.images import framed, open_image
 from steering.joint import NEVER, SAME, JointNetwork
 from tests.clips import make_open_clip
 
+pytestmark = pytest.mark.usefixtures("own_folders")
+
 KINDS = ("vit", "resnet", "timm")
 TEXTS = ["a dog", "a red car in a street", "kittens"]
 
@@ -30,15 +32,6 @@ def made(tmp_path_factory):
     """A folder and the model in it, of each kind."""
     root = tmp_path_factory.mktemp("clips")
     return {kind: SimpleNamespace(folder=root / kind, model=make_open_clip(root / kind, kind)) for kind in KINDS}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    """A cache and a data folder of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.hub, "_hub_dir", str(tmp_path_factory.mktemp("hub")))
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,17 +17,11 @@ from prior.class_names import TEMPLATES
 from prior.pairs import Captioned
 from steering import Steerer
 from steering.pairs import write_pairs
-from tests.clips import make_open_clip
+from tests.clips import make_open_clip, noisy_things
+
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 THINGS = ("ball", "sky", "leaf", "cat", "dog", "tin", "umbrella", "an_owl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.hub, "_hub_dir", str(tmp_path_factory.mktemp("hub")))
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +33,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("named")
-    random = np.random.default_rng(0)
-    for name in THINGS:
-        (folder / name).mkdir()
-        colour = random.uniform(30, 220, 3)
-        for index in range(6):
-            pixels = random.normal(colour, 30, (40, 50, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
+    return noisy_things(tmp_path_factory.mktemp("named"), THINGS)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,16 +19,11 @@ from steering.labelled import read_labelled
 from steering.open_words import STRENGTH
 from steering.pairs import joint_parts
 from steering.train_feedback import ClipFeedbackTraining, Seeking, train, waist_of
-from tests.clips import make_open_clip
+from tests.clips import make_open_clip, noisy_things
+
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 THINGS = ("ball", "sky", "leaf", "cat", "dog", "tin", "umbrella", "owl", "map", "sea")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.hub, "_hub_dir", str(tmp_path_factory.mktemp("hub")))
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +41,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("things")
-    random = np.random.default_rng(0)
-    for name in THINGS:
-        (folder / name).mkdir()
-        colour = random.uniform(30, 220, 3)
-        for index in range(6):
-            pixels = random.normal(colour, 30, (40, 50, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
+    return noisy_things(tmp_path_factory.mktemp("things"), THINGS)
 
 
 def configuration(model: str, things: Path, run: Path, **changes) -> ClipFeedbackTraining:
