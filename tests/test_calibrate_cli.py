@@ -1,7 +1,6 @@
 """`steer calibrate` as a user types it, with a small CLIP of random weights."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -9,18 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import steer_cli
 from steering.commands.options import GALLERY_VARIABLE
 from tests.clips import make_open_clip
+from tests.commands import steer
 
 THINGS = ("ball", "sky", "leaf", "cat", "dog", "tin", "umbrella", "owl", "map", "sea")
-
-
-def steer(*arguments: str | os.PathLike) -> int:
-    try:
-        return steer_cli.main([os.fspath(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import steer_cli
 import steering
 from steering.catalogue import DEFAULT_MODEL, MODEL_VARIABLE
 from steering.commands import COMMANDS
 from steering.images import open_image
+from tests.commands import steer
 
 KEYS = ["image", "query", "model", "prior", "verdict", "probability", "evidence"]
 KEYS += ["goal", "before", "after", "seconds", "notes", "nearest"]
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def steer(*arguments: str | os.PathLike) -> int:
-    """The exit code; wrong usage raises SystemExit, as in any argparse program."""
-    try:
-        return steer_cli.main([os.fspath(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 
-import steer_cli
 from steering.catalogue import model_names
+from tests.commands import steer
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "results" / "results.json"
 
 
-def steer(*arguments: str | os.PathLike) -> int:
-    try:
-        return steer_cli.main(["evaluate", *(os.fspath(a) for a in arguments)])
-    except SystemExit as stop:
-        return int(stop.code or 0)
+def evaluate(*arguments: str | os.PathLike) -> int:
+    """The exit code of `steer evaluate`."""
+    return steer("evaluate", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def steer(*arguments: str | os.PathLike) -> int:
     ],
 )
 def test_mistakes_are_told_in_a_line_before_anything_is_measured(arguments: list[str], message: str, capsys):
-    assert steer(*arguments) == 2
+    assert evaluate(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err.splitlines()[-1]
@@ -59,16 +57,16 @@ def test_mistakes_are_told_in_a_line_before_anything_is_measured(arguments: list
 )
 def test_incomplete_numbers_are_told_in_a_line(tmp_path: Path, stored: dict, message: str, capsys):
     (tmp_path / "r.json").write_text(json.dumps(stored))
-    assert steer("composites", "--from", tmp_path / "r.json") == 2
+    assert evaluate("composites", "--from", tmp_path / "r.json") == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_stored_numbers_are_told_and_written(tmp_path: Path, capsys):
     readme, answers = tmp_path / "README.md", tmp_path / "RESULTS.md"
     readme.write_text((ROOT / "README.md").read_text().replace("71.4 %", "99.9 %"))
-    assert steer("all", "--from", STORED, "--readme", readme, "--results", answers) == 0
+    assert evaluate("all", "--from", STORED, "--readme", readme, "--results", answers) == 0
     assert readme.read_text() == (ROOT / "README.md").read_text()
     assert "## Is a later pass better than the first?" in answers.read_text()
     assert "top-1 of the last pass" in capsys.readouterr().out
-    assert steer("composites", "--from", STORED) == 0
+    assert evaluate("composites", "--from", STORED) == 0
     assert "## Could something simpler do the same?" in capsys.readouterr().out

@@ -9,19 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import steer_cli
 from steering.commands.options import GALLERY_VARIABLE
 from steering.images import open_image
 from steering.search.selection import LEFT_OUT
+from tests.commands import steer
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def steer(*arguments: str | os.PathLike) -> int:
-    try:
-        return steer_cli.main([os.fspath(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 @pytest.fixture(autouse=True)

@@ -15,23 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import steer_cli
 from steering.commands import terminal
 from steering.commands.drawing import drawn
 from steering.commands.options import GALLERY_VARIABLE
 from steering.commands.terminal import Screen, chosen
 from steering.images import open_image
 from steering.search.thumbnails import fitted
+from tests.commands import steer
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVELS = (0, 95, 135, 175, 215, 255)
-
-
-def steer(*arguments: str | os.PathLike) -> int:
-    try:
-        return steer_cli.main([os.fspath(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -17,22 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-import steer_cli
 from steering.commands import search
 from steering.commands.options import GALLERY_VARIABLE
 from steering.goals import Goal
 from steering.images import open_image
 from steering.search.hits import Hit, Hits
 from steering.search.odds import Prevalence
+from tests.commands import steer
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def steer(*arguments: str | os.PathLike) -> int:
-    try:
-        return steer_cli.main([os.fspath(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 @pytest.fixture(scope="module")

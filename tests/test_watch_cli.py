@@ -15,19 +15,12 @@ from typing import Any
 
 import pytest
 
-import steer_cli
 from steering.images import open_image
 from steering.search.store import Store
+from tests.commands import steer
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = ("new", "changed", "renamed", "deleted", "skipped")
-
-
-def steer(*arguments: str | os.PathLike) -> int:
-    try:
-        return steer_cli.main([os.fspath(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 class Watching:
