@@ -18,8 +18,6 @@ which the log of each class's frequency was added (logit adjustment, Menon et al
 from __future__ import annotations
 
 import json
-import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
+from lrm_base.checkpoint import start_accelerator
 from lrm_base.config import Config, Count, TrainingSeed
 from lrm_base.extras import require_packages
 from lrm_base.profiles import classifier_profiles
+from lrm_core.descent import descend
 from lrm_core.frozen import Waist
 from lrm_core.matched import MatchedFeedback
 from lrm_core.model import LRM, Steer, Stem
@@ -223,34 +221,12 @@ def train(config: FeedbackTraining) -> Path:
     optimizer: Any = torch.optim.AdamW(groups, lr=config.learning_rate)
     prepared, optimizer = accelerator.prepare(looking, optimizer)
 
-    step: int = (load_latest_checkpoint(accelerator, run / "checkpoints") or {"step": 0})["step"]
-    saved = time.monotonic()
-    bar = tqdm(total=config.steps, initial=step, desc="feedback", disable=not main, mininterval=5)
-    smooth: dict[str, float] = {}
-    while step < config.steps:
-        seed = (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
-        generator = torch.Generator().manual_seed(seed)
-        rate = config.learning_rate * min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * step / config.steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+    def loss_of(generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         values, labels = kept.draw(config.batch_size, generator)
         stem = waist.stem(values.to(accelerator.device).contiguous(memory_format=torch.channels_last))
-        loss, log = prepared(stem, labels.to(accelerator.device), config, generator)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        bar.update()
-        for name, value in log.items():
-            smooth[name] = 0.95 * smooth.get(name, float(value)) + 0.05 * float(value)
-        if step % 25 == 0:
-            accelerator.log({**smooth, "learning_rate": rate}, step=step)
-            bar.set_postfix({name: f"{value:.4f}" for name, value in smooth.items()}, refresh=False)
-        if agree(accelerator, time.monotonic() - saved > config.checkpoint_minutes * 60) or step == config.steps:
-            saved = time.monotonic()
-            save_checkpoint(accelerator, run / "checkpoints", step, {})
-    bar.close()
+        return prepared(stem, labels.to(accelerator.device), config, generator)
+
+    smooth = descend(accelerator, optimizer, learned, config, run, loss_of)
     final = run / "model"
     if not config.goals:
         for connection in model.connections:

@@ -17,9 +17,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lrm_base.checkpoint import agree, load_latest_checkpoint, save_checkpoint, start_accelerator
+from lrm_base.checkpoint import start_accelerator
 from lrm_base.config import Config, Count, TrainingSeed
 from lrm_base.extras import require_packages
+from lrm_core.descent import descend
 from lrm_core.frozen import Waist
 from lrm_core.joint import OUTPUT, set_votes
 from lrm_core.joint_feedback import FEEDBACK, projections, save_feedback
@@ -236,33 +234,13 @@ def train(config: ClipFeedbackTraining) -> Path:
     groups.append({"params": [seeking.head], "scale": HEAD_RATE})
     optimizer: Any = torch.optim.Adam(groups, lr=config.learning_rate)
     prepared, optimizer = accelerator.prepare(seeking, optimizer)
-    step: int = (load_latest_checkpoint(accelerator, run / "checkpoints") or {"step": 0})["step"]
-    saved = time.monotonic()
-    bar = tqdm(total=config.steps, initial=step, desc="feedback", disable=not main, mininterval=5)
-    smooth: dict[str, float] = {}
-    while step < config.steps:
-        seed = (config.seed * 1_000_003 + step) * accelerator.num_processes + accelerator.process_index
-        generator = torch.Generator().manual_seed(seed)
-        rate = config.learning_rate * min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * step / config.steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+
+    def loss_of(generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         values, shown = kept.draw(config.batch_size, generator)
         loss, log = prepared(waist.stem(values.to(device)), shown.to(device), config.near, generator)
-        accelerator.backward(loss + config.pull * seeking.moved())
-        accelerator.clip_grad_norm_([*learned, seeking.head], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        bar.update()
-        for name, value in log.items():
-            smooth[name] = 0.95 * smooth.get(name, float(value)) + 0.05 * float(value)
-        if step % 25 == 0:
-            accelerator.log({**smooth, "learning_rate": rate}, step=step)
-            bar.set_postfix({name: f"{value:.4f}" for name, value in smooth.items()}, refresh=False)
-        if agree(accelerator, time.monotonic() - saved > config.checkpoint_minutes * 60) or step == config.steps:
-            saved = time.monotonic()
-            save_checkpoint(accelerator, run / "checkpoints", step, {})
-    bar.close()
+        return loss + config.pull * seeking.moved(), log
+
+    descend(accelerator, optimizer, [*learned, seeking.head], config, run, loss_of)
     output = Path(config.output) if config.output else calibration_folder(network.card["sha256"])
     if main:
         measured = {"first pass": before, "untrained votes": untrained, "trained": held.supports(STRENGTH)}
